@@ -1,0 +1,191 @@
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "lib/config/config.h"
+
+namespace cox {
+namespace {
+
+// Every stage runs, all files are named.
+constexpr char kFull[] =
+    "stages: [pretrain, sft, collect, rm, ppo, eval]\n"
+    "tokenizer: {files: [t]}\n"
+    "reward: {lexicon: l}\n"
+    "pretrain: {train: [a]}\n"
+    "sft: {train: [b]}\n"
+    "collect: {prompts: [c]}\n"
+    "ppo: {prompts: [d]}\n"
+    "eval: {prompts: [e]}\n";
+
+std::string IssuesWith(std::vector<std::string> overrides) {
+  LoadOptions options;
+  options.yaml_text = kFull;
+  options.overrides = std::move(overrides);
+  options.check_files = false;
+  const auto config = LoadConfig(options);
+  return config.ok() ? "" : std::string(config.status().message());
+}
+
+TEST(CheckConfigTest, AcceptsAFullRun) { EXPECT_EQ(IssuesWith({}), ""); }
+
+TEST(CheckConfigTest, AcceptsVariants) {
+  EXPECT_EQ(IssuesWith({"roles.device=cuda"}), "");
+  EXPECT_EQ(IssuesWith({"ppo.estimator=rloo", "ppo.samples_per_prompt=2"}), "");
+  EXPECT_EQ(IssuesWith({"ppo.estimator=reinforce_pp"}), "");
+  EXPECT_EQ(IssuesWith({"stages=[eval]", "generation.top_p=0.9"}), "");
+  EXPECT_EQ(IssuesWith({"reward.kind=grpc", "reward.address='[::1]:7'"}), "");
+}
+
+// Overrides, the field that the message names, words of the message.
+using Case = std::tuple<std::vector<std::string>, std::string, std::string>;
+
+class CheckConfigRuleTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(CheckConfigRuleTest, NamesTheFieldAndTheReason) {
+  const auto& [overrides, field, words] = GetParam();
+  const std::string issues = IssuesWith(overrides);
+  EXPECT_THAT(issues, ::testing::HasSubstr(absl::StrCat(": ", field, ": ")));
+  EXPECT_THAT(issues, ::testing::HasSubstr(words));
+  EXPECT_EQ(issues.find('\n'), std::string::npos) << issues;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rules, CheckConfigRuleTest,
+    ::testing::Values(
+        Case{{"name=../x"}, "name", "cannot name a folder"},
+        Case{{"stages=[]"}, "stages", "at least one of pretrain"},
+        Case{{"stages=[sft,pretrain]"}, "stages[1]", "before 'sft'"},
+        Case{{"stages=[sft,sft]"}, "stages[1]", "already listed"},
+        Case{{"model.heads=3"}, "model.heads", "does not divide"},
+        Case{{"model.type=llama", "model.hidden=12"}, "model.heads", "even"},
+        Case{{"model.type=llama", "model.kv_heads=3"},
+             "model.kv_heads",
+             "does not divide"},
+        Case{{"model.kv_heads=2"}, "model.kv_heads", "gpt2"},
+        Case{{"model.encoder_layers=2"}, "model.encoder_layers", "no encoder"},
+        Case{{"tokenizer.pad_token='<|endoftext|>'"},
+             "tokenizer.pad_token",
+             "must differ"},
+        Case{{"tokenizer.files=[]"}, "tokenizer.files", "needs files"},
+        Case{{"tokenizer.vocab_size=200"}, "tokenizer.vocab_size", "258"},
+        Case{{"tokenizer.kind=file"}, "tokenizer.path", "tokenizer.json"},
+        Case{{"generation.max_prompt_tokens=120"},
+             "generation.max_new_tokens",
+             "exceed model.max_positions 128"},
+        Case{{"generation.max_new_tokens=9223372036854775807"},
+             "generation.max_new_tokens",
+             "exceed model.max_positions"},
+        Case{{"generation.min_new_tokens=25"},
+             "generation.min_new_tokens",
+             "exceeds"},
+        Case{{"pretrain.sequence_length=129"},
+             "pretrain.sequence_length",
+             "exceeds model.max_positions 128"},
+        Case{{"sft.sequence_length=129"}, "sft.sequence_length", "exceeds"},
+        Case{{"ppo.ptx.coef=1", "ppo.ptx.sequence_length=129"},
+             "ppo.ptx.sequence_length",
+             "exceeds"},
+        Case{{"stages=[ppo]"}, "reward.path", "needs stage rm"},
+        Case{{"stages=[sft,rm]"}, "rm.comparisons", "needs stage collect"},
+        Case{{"stages=[rm]", "rm.comparisons=[x]", "sft.train=[]"},
+             "rm.normalize",
+             "needs rm.demonstrations"},
+        Case{{"reward.kind=table"}, "reward.path", "table file"},
+        Case{{"reward.lexicon="}, "reward.lexicon", "labeller"},
+        Case{{"reward.kind=grpc"}, "reward.address", "host:port"},
+        Case{{"reward.kind=grpc", "reward.address=a:b"},
+             "reward.address",
+             "found 'a:b'"},
+        Case{{"pretrain.train=[]"}, "pretrain.train", "needs training files"},
+        Case{{"sft.optimizer.warmup_steps=501"},
+             "sft.optimizer.warmup_steps",
+             "exceeds sft.steps 500"},
+        Case{{"collect.prompts=[]"}, "collect.prompts", "needs prompt"},
+        Case{{"eval.prompts=[]"}, "eval.prompts", "needs prompt"},
+        Case{{"generation.top_k=5"}, "generation.top_k", "truncated"},
+        Case{{"generation.top_p=0.9"}, "generation.top_p", "set it to 1"},
+        Case{{"generation.min_p=0.1"}, "generation.min_p", "§10"}));
+
+INSTANTIATE_TEST_SUITE_P(
+    PpoRules, CheckConfigRuleTest,
+    ::testing::Values(
+        Case{{"ppo.prompts=[]"}, "ppo.prompts", "needs prompt"},
+        Case{{"ppo.unit_prompts=7"}, "ppo.unit_prompts", "does not divide"},
+        Case{{"ppo.minibatches=129"}, "ppo.minibatches", "exceeds the 128"},
+        Case{{"ppo.estimator=grpo"}, "ppo.samples_per_prompt", "at least 2"},
+        // 40 steps x 4 epochs x 2 minibatches
+        Case{{"ppo.optimizer.warmup_steps=321"},
+             "ppo.optimizer.warmup_steps",
+             "exceeds the 320"},
+        Case{{"ppo.estimator=reinforce_pp", "ppo.value_warmup_steps=1"},
+             "ppo.value_warmup_steps",
+             "no critic"},
+        Case{{"ppo.value_warmup_steps=40"},
+             "ppo.value_warmup_steps",
+             "leaves none of the 40"},
+        Case{{"ppo.dual_clip=0.5"}, "ppo.dual_clip", "at least 1"},
+        Case{{"ppo.dual_clip=3", "ppo.loss=cispo"}, "ppo.dual_clip", "cispo"},
+        Case{{"ppo.clip_low=1"}, "ppo.clip_low", "below 1"},
+        Case{{"ppo.score_position=after_last", "ppo.estimator=reinforce_pp"},
+             "ppo.score_position",
+             "critic"},
+        Case{{"ppo.max_new_tokens_const=9"},
+             "ppo.max_new_tokens_const",
+             "loss_agg const"},
+        Case{{"ppo.kl_control=adaptive", "ppo.kl_coef=0"},
+             "ppo.kl_coef",
+             "must not be 0"},
+        Case{{"ppo.kl_control=adaptive", "ppo.kl_target=0"},
+             "ppo.kl_target",
+             "must not be 0"},
+        Case{{"ppo.kl_loss=k2"}, "ppo.kl_loss_coef", "no effect"},
+        Case{{"ppo.kl_loss_coef=1"}, "ppo.kl_loss_coef", "no effect"},
+        Case{{"stages=[sft,collect,rm,ppo]", "pretrain.train=[]",
+              "ppo.ptx.coef=1"},
+             "ppo.ptx.train",
+             "needs files"},
+        Case{{"limits.suspect_s=2"}, "limits.suspect_s", "must exceed"}));
+
+TEST(CheckConfigTest, ChecksIdsWithoutATokenizer) {
+  const std::vector<std::string> ids = {"stages=[ppo]", "reward.kind=table",
+                                        "reward.path=t", "tokenizer.kind=none",
+                                        "tokenizer.vocab_size=10"};
+  const auto with = [&](std::string more) {
+    std::vector<std::string> all = ids;
+    all.push_back(std::move(more));
+    return IssuesWith(all);
+  };
+  EXPECT_EQ(with("tokenizer.eos_ids=[1]"), "");
+  EXPECT_THAT(with("tokenizer.eos_ids=[]"),
+              ::testing::HasSubstr("ids that end"));
+  EXPECT_THAT(with("tokenizer.eos_ids=[1, 10]"),
+              ::testing::HasSubstr("eos_ids[1]: 10 is outside"));
+  EXPECT_THAT(with("tokenizer.eos_ids=[0]"),
+              ::testing::HasSubstr("eos_ids[0]: must differ"));
+}
+
+TEST(CheckConfigTest, LeavesTheShapeToAModelFolder) {
+  EXPECT_EQ(IssuesWith({"model.init=m", "model.heads=3",
+                        "generation.max_new_tokens=500"}),
+            "");
+}
+
+TEST(CheckConfigTest, ChecksMessagesThatWereNotLoaded) {
+  cox::v1::RunConfig config = DefaultConfig();
+  config.mutable_ppo()->set_epochs(0);
+  config.mutable_ppo()->set_loss("x");
+  const absl::Status status = ValidateConfig(config);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(),
+            "ppo.loss: must be one of ppo, gspo, cispo, reinforce, is 'x'\n"
+            "ppo.epochs: must be at least 1, is 0");
+  // Nothing set at all must not divide by zero.
+  EXPECT_FALSE(ValidateConfig(cox::v1::RunConfig()).ok());
+}
+
+}  // namespace
+}  // namespace cox
