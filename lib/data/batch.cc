@@ -1,0 +1,343 @@
+#include "lib/data/batch.h"
+
+#include <algorithm>
+#include <span>
+#include <string_view>
+#include <utility>
+
+namespace cox {
+namespace {
+
+// Tokenises the parts of one row; every error names the row's place.
+class RowTokenizer {
+ public:
+  RowTokenizer(const Dataset& dataset, const Row& row,
+               const Tokenizer& tokenizer, const TokenizeOptions& options)
+      : dataset_(dataset),
+        row_(row),
+        tokenizer_(tokenizer),
+        options_(options) {}
+
+  absl::Status Error(std::string_view message) const {
+    return absl::InvalidArgumentError(
+        absl::StrCat(std::string(message), ", at ", dataset_.Where(row_)));
+  }
+
+  absl::Status WrongKind(std::string_view wanted) const {
+    return Error(absl::StrCat("expected a row of kind ", std::string(wanted),
+                              ", found ", std::string(RowKindName(row_.kind))));
+  }
+
+  absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text) const {
+    absl::StatusOr<std::vector<int32_t>> ids = tokenizer_.Encode(text);
+    if (!ids.ok()) {
+      return Error(std::string(ids.status().message()));
+    }
+    return ids;
+  }
+
+  // Of a conversation without its last answer, with the start of the next.
+  absl::StatusOr<std::string> ChatPrompt(
+      const std::vector<ChatMessage>& messages) const {
+    return Render(messages, /*add_generation_prompt=*/true);
+  }
+
+  absl::StatusOr<std::string> Render(const std::vector<ChatMessage>& messages,
+                                     bool add_generation_prompt) const {
+    if (!options_.chat.has_value()) {
+      return Error("messages need a chat template, and the model has none");
+    }
+    ChatTemplateOptions chat = *options_.chat;
+    chat.add_generation_prompt = add_generation_prompt;
+    absl::StatusOr<std::string> text = RenderChat(chat, messages);
+    if (!text.ok()) {
+      return Error(std::string(text.status().message()));
+    }
+    return text;
+  }
+
+  absl::StatusOr<std::vector<int32_t>> Prompt(std::string_view text) const {
+    COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
+    COX_RETURN_IF_ERROR(
+        CheckLength("prompt", ids.size(), options_.max_prompt_tokens));
+    return ids;
+  }
+
+  absl::StatusOr<std::vector<int32_t>> Response(std::string_view name,
+                                                std::string_view text) const {
+    COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
+    AppendEnd(ids);
+    if (ids.empty()) {
+      return Error(absl::StrCat(std::string(name), " has no tokens"));
+    }
+    COX_RETURN_IF_ERROR(Limit(name, options_.max_response_tokens, ids));
+    return ids;
+  }
+
+  void AppendEnd(std::vector<int32_t>& ids) const {
+    if (options_.end_id >= 0) {
+      ids.push_back(options_.end_id);
+    }
+  }
+
+  // Cuts where the options allow it.
+  absl::Status Limit(std::string_view name, int64_t most,
+                     std::vector<int32_t>& ids) const {
+    if (options_.truncate_responses &&
+        static_cast<int64_t>(ids.size()) > most) {
+      ids.resize(static_cast<size_t>(most));
+    }
+    return CheckLength(name, ids.size(), most);
+  }
+
+  absl::Status CheckLength(std::string_view name, size_t length,
+                           int64_t most) const {
+    if (static_cast<int64_t>(length) > most) {
+      return Error(absl::StrCat(std::string(name), " too long: ", length,
+                                " tokens, at most ", most));
+    }
+    return absl::OkStatus();
+  }
+
+  int64_t max_total() const {
+    return options_.max_total_tokens > 0
+               ? options_.max_total_tokens
+               : options_.max_prompt_tokens + options_.max_response_tokens;
+  }
+
+ private:
+  const Dataset& dataset_;
+  const Row& row_;
+  const Tokenizer& tokenizer_;
+  const TokenizeOptions& options_;
+};
+
+absl::StatusOr<SftExample> SftFromMessages(const RowTokenizer& part,
+                                           const Row& row, int32_t end_id) {
+  if (row.messages.size() < 2 || row.messages.back().role != "assistant") {
+    return part.Error(
+        "expected messages that end with one of role 'assistant'");
+  }
+  const std::vector<ChatMessage> before(row.messages.begin(),
+                                        row.messages.end() - 1);
+  COX_ASSIGN_OR_RETURN(const std::string prompt, part.ChatPrompt(before));
+  COX_ASSIGN_OR_RETURN(
+      const std::string whole,
+      part.Render(row.messages, /*add_generation_prompt=*/false));
+  if (!whole.starts_with(prompt)) {
+    return part.Error(
+        "the chat template writes a conversation that does not start with its "
+        "own generation prompt");
+  }
+  SftExample example;
+  COX_ASSIGN_OR_RETURN(example.ids, part.Encode(prompt));
+  example.prompt_length = static_cast<int64_t>(example.ids.size());
+  COX_ASSIGN_OR_RETURN(
+      const std::vector<int32_t> answer,
+      part.Encode(std::string_view(whole).substr(prompt.size())));
+  example.ids.insert(example.ids.end(), answer.begin(), answer.end());
+  if (std::ranges::find(answer, end_id) == answer.end()) {
+    part.AppendEnd(example.ids);
+  }
+  COX_RETURN_IF_ERROR(
+      part.CheckLength("prompt", static_cast<size_t>(example.prompt_length),
+                       part.max_total() - 1));
+  COX_RETURN_IF_ERROR(
+      part.Limit("conversation", part.max_total(), example.ids));
+  return example;
+}
+
+absl::StatusOr<SftExample> SftFromRow(const RowTokenizer& part, const Row& row,
+                                      const TokenizeOptions& options) {
+  SftExample example;
+  switch (row.kind) {
+    case RowKind::kCompletion: {
+      COX_ASSIGN_OR_RETURN(example.ids, part.Prompt(row.prompt));
+      example.prompt_length = static_cast<int64_t>(example.ids.size());
+      COX_ASSIGN_OR_RETURN(const std::vector<int32_t> rest,
+                           part.Response("completion", row.completion));
+      example.ids.insert(example.ids.end(), rest.begin(), rest.end());
+      return example;
+    }
+    case RowKind::kMessages:
+      return SftFromMessages(part, row, options.end_id);
+    case RowKind::kText: {
+      COX_ASSIGN_OR_RETURN(example.ids, part.Encode(row.text));
+      part.AppendEnd(example.ids);
+      COX_RETURN_IF_ERROR(part.Limit("text", part.max_total(), example.ids));
+      return example;
+    }
+    default:
+      return part.WrongKind("completion, messages or text");
+  }
+}
+
+absl::StatusOr<RankedExample> RankedFromRow(const RowTokenizer& part,
+                                            const Row& row) {
+  RankedExample example;
+  std::vector<std::string> responses = row.responses;
+  example.ranks = row.ranking;
+  if (row.kind == RowKind::kPair) {
+    responses = {row.chosen, row.rejected};
+    example.ranks = {1, 2};
+  } else if (row.kind != RowKind::kRanking) {
+    return part.WrongKind("pair or ranking");
+  }
+  COX_ASSIGN_OR_RETURN(example.prompt_ids, part.Prompt(row.prompt));
+  for (size_t i = 0; i < responses.size(); ++i) {
+    COX_ASSIGN_OR_RETURN(
+        std::vector<int32_t> ids,
+        part.Response(absl::StrCat("response ", i + 1), responses[i]));
+    example.response_ids.push_back(std::move(ids));
+  }
+  return example;
+}
+
+absl::StatusOr<PromptExample> PromptFromRow(const RowTokenizer& part,
+                                            const Row& row) {
+  PromptExample example;
+  switch (row.kind) {
+    case RowKind::kText:
+      return part.WrongKind("prompt");
+    case RowKind::kMessages: {
+      std::vector<ChatMessage> messages = row.messages;
+      if (messages.size() > 1 && messages.back().role == "assistant") {
+        messages.pop_back();
+      }
+      COX_ASSIGN_OR_RETURN(example.text, part.ChatPrompt(messages));
+      break;
+    }
+    default:
+      example.text = row.prompt;
+  }
+  COX_ASSIGN_OR_RETURN(example.ids, part.Prompt(example.text));
+  if (example.ids.empty()) {
+    return part.Error("prompt has no tokens");
+  }
+  return example;
+}
+
+absl::StatusOr<PromptExample> PromptFromIds(const Dataset& dataset,
+                                            const Row& row,
+                                            const Tokenizer* tokenizer,
+                                            int64_t most) {
+  const std::string where = absl::StrCat(", at ", dataset.Where(row));
+  if (static_cast<int64_t>(row.prompt_ids.size()) > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt too long: ", row.prompt_ids.size(),
+                     " tokens, at most ", most, where));
+  }
+  if (tokenizer != nullptr) {
+    const int32_t top = *std::ranges::max_element(row.prompt_ids);
+    if (top >= tokenizer->vocab_size()) {
+      return absl::InvalidArgumentError(absl::StrCat("expected ids below ",
+                                                     tokenizer->vocab_size(),
+                                                     ", found ", top, where));
+    }
+  }
+  PromptExample example;
+  example.ids = row.prompt_ids;
+  return example;
+}
+
+}  // namespace
+
+absl::Status TokenizeOptions::Validate() const {
+  if (max_prompt_tokens < 1 || max_response_tokens < 1 ||
+      max_total_tokens < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "expected max_prompt_tokens and max_response_tokens of at least 1 and "
+        "max_total_tokens of at least 0, found ",
+        max_prompt_tokens, ", ", max_response_tokens, " and ",
+        max_total_tokens));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<PromptExample>> TokenizePrompts(
+    const Dataset& dataset, const Tokenizer* tokenizer,
+    const TokenizeOptions& options) {
+  COX_RETURN_IF_ERROR(options.Validate());
+  std::vector<PromptExample> examples;
+  for (const Row& row : dataset.rows) {
+    absl::StatusOr<PromptExample> example;
+    if (row.kind == RowKind::kPromptIds) {
+      example =
+          PromptFromIds(dataset, row, tokenizer, options.max_prompt_tokens);
+    } else if (tokenizer == nullptr) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a tokenizer is needed for a prompt as text, at ",
+                       dataset.Where(row)));
+    } else {
+      example =
+          PromptFromRow(RowTokenizer(dataset, row, *tokenizer, options), row);
+    }
+    COX_RETURN_IF_ERROR(example.status());
+    example->prompt_id = examples.size();
+    examples.push_back(*std::move(example));
+  }
+  return examples;
+}
+
+absl::StatusOr<std::vector<SftExample>> TokenizeSft(
+    const Dataset& dataset, const Tokenizer& tokenizer,
+    const TokenizeOptions& options) {
+  COX_RETURN_IF_ERROR(options.Validate());
+  std::vector<SftExample> examples;
+  for (const Row& row : dataset.rows) {
+    const RowTokenizer part(dataset, row, tokenizer, options);
+    COX_ASSIGN_OR_RETURN(SftExample example, SftFromRow(part, row, options));
+    examples.push_back(std::move(example));
+  }
+  return examples;
+}
+
+absl::StatusOr<std::vector<PairExample>> TokenizePairs(
+    const Dataset& dataset, const Tokenizer& tokenizer,
+    const TokenizeOptions& options) {
+  COX_RETURN_IF_ERROR(options.Validate());
+  std::vector<PairExample> examples;
+  for (const Row& row : dataset.rows) {
+    const RowTokenizer part(dataset, row, tokenizer, options);
+    COX_ASSIGN_OR_RETURN(RankedExample ranked, RankedFromRow(part, row));
+    if (ranked.ranks.size() != 2 || ranked.ranks[0] == ranked.ranks[1]) {
+      return part.Error("expected two responses with different places");
+    }
+    const size_t best = ranked.ranks[0] < ranked.ranks[1] ? 0 : 1;
+    examples.push_back({std::move(ranked.prompt_ids),
+                        std::move(ranked.response_ids[best]),
+                        std::move(ranked.response_ids[1 - best])});
+  }
+  return examples;
+}
+
+absl::StatusOr<std::vector<RankedExample>> TokenizeRanked(
+    const Dataset& dataset, const Tokenizer& tokenizer,
+    const TokenizeOptions& options) {
+  COX_RETURN_IF_ERROR(options.Validate());
+  std::vector<RankedExample> examples;
+  for (const Row& row : dataset.rows) {
+    const RowTokenizer part(dataset, row, tokenizer, options);
+    COX_ASSIGN_OR_RETURN(RankedExample example, RankedFromRow(part, row));
+    examples.push_back(std::move(example));
+  }
+  return examples;
+}
+
+absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeTexts(
+    const Dataset& dataset, const Tokenizer& tokenizer) {
+  const TokenizeOptions options;
+  std::vector<std::vector<int32_t>> documents;
+  for (const Row& row : dataset.rows) {
+    const RowTokenizer part(dataset, row, tokenizer, options);
+    if (row.kind != RowKind::kText && row.kind != RowKind::kCompletion) {
+      return part.WrongKind("text or completion");
+    }
+    const std::string text = row.text + row.prompt + row.completion;
+    COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, part.Encode(text));
+    documents.push_back(std::move(ids));
+  }
+  return documents;
+}
+
+}  // namespace cox

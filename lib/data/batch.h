@@ -1,0 +1,95 @@
+#ifndef COX_LIB_DATA_BATCH_H_
+#define COX_LIB_DATA_BATCH_H_
+
+// Rows of a Dataset as token ids. Lengths are checked here: what is too long
+// is an error that names the file and line, or is cut where the options say so,
+// and never reaches an engine.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "lib/base/status.h"
+#include "lib/data/dataset.h"
+#include "lib/data/tokenizer.h"
+
+namespace cox {
+
+// A prompt with its number, which keys the sampling (lib/base/rng.h).
+struct PromptExample {
+  uint64_t prompt_id = 0;  // row index in the dataset
+  std::vector<int32_t> ids;
+  std::string text;  // empty for prompt_ids rows
+};
+
+// Loss on ids[prompt_length..]; prompt_length 0 trains on everything.
+struct SftExample {
+  std::vector<int32_t> ids;
+  int64_t prompt_length = 0;
+};
+
+struct PairExample {
+  std::vector<int32_t> prompt_ids;
+  std::vector<int32_t> chosen_ids;
+  std::vector<int32_t> rejected_ids;
+};
+
+struct RankedExample {
+  std::vector<int32_t> prompt_ids;
+  std::vector<std::vector<int32_t>> response_ids;
+  std::vector<int32_t> ranks;  // per response; 1 = best, ties allowed
+};
+
+struct TokenizeOptions {
+  int64_t max_prompt_tokens = 64;
+  int64_t max_response_tokens = 64;  // with the end token
+  // For text rows and messages; 0 means max_prompt + max_response.
+  int64_t max_total_tokens = 0;
+  // Appended to completions and responses, unless negative.
+  int32_t end_id = -1;
+  // Cut responses, completions and texts that are too long (losing the end
+  // token) instead of failing. Prompts are never cut.
+  bool truncate_responses = false;
+  // For messages rows; without a template they are an error.
+  std::optional<ChatTemplateOptions> chat;
+
+  absl::Status Validate() const;
+};
+
+// All of these: INVALID_ARGUMENT when the row kind does not fit or a length is
+// exceeded ("prompt too long: 130 tokens, at most 64, at file:line"). Ids of
+// prompt_ids rows are checked against the tokenizer's vocabulary.
+// `tokenizer` may be null only where every row has prompt_ids.
+
+// Rows: prompt, prompt_ids, any kind with a prompt, and messages (a last turn
+// of the assistant is dropped, then the template asks for one).
+absl::StatusOr<std::vector<PromptExample>> TokenizePrompts(
+    const Dataset& dataset, const Tokenizer* tokenizer,
+    const TokenizeOptions& options);
+
+// Rows: completion, messages (loss on the last one, which must be the
+// assistant's; the end token is appended unless the template wrote it), text
+// (prompt_length 0).
+absl::StatusOr<std::vector<SftExample>> TokenizeSft(
+    const Dataset& dataset, const Tokenizer& tokenizer,
+    const TokenizeOptions& options);
+
+// Rows: pair, and ranking with exactly one strict order of two.
+absl::StatusOr<std::vector<PairExample>> TokenizePairs(
+    const Dataset& dataset, const Tokenizer& tokenizer,
+    const TokenizeOptions& options);
+
+// Rows: ranking, and pair as a ranking of two.
+absl::StatusOr<std::vector<RankedExample>> TokenizeRanked(
+    const Dataset& dataset, const Tokenizer& tokenizer,
+    const TokenizeOptions& options);
+
+// Rows: text (completion rows count as prompt + completion). No length limit,
+// no end token: for PackedTokens.
+absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeTexts(
+    const Dataset& dataset, const Tokenizer& tokenizer);
+
+}  // namespace cox
+
+#endif  // COX_LIB_DATA_BATCH_H_
