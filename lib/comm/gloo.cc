@@ -1,0 +1,308 @@
+// Collectives over c10d's Gloo backend. The only file that calls c10d, which
+// reports by throwing: every call goes through Guarded().
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <optional>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <utility>
+#include <vector>
+
+#include "lib/base/clock.h"
+#include "lib/base/sync.h"
+#include "lib/comm/collective.h"
+
+namespace cox {
+namespace {
+
+using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
+
+// Gloo works on copies of at most this size. A copy costs a tenth of the
+// transfer, and lets a call return at once after Abort(): an operation still
+// in flight then writes into memory of its own, never into the caller's.
+constexpr size_t kSegmentBytes = size_t{8} << 20;
+// How long after the deadline Gloo may take to report its own timeout.
+constexpr absl::Duration kTimeoutSlack = absl::Milliseconds(500);
+
+std::chrono::milliseconds ToMillis(absl::Duration duration) {
+  // Rounded up, so that Gloo's timeout never comes before our deadline; at
+  // least 1, because c10d reads zero as "no timeout given".
+  return std::chrono::milliseconds(
+      std::max<int64_t>(1, absl::ToInt64Milliseconds(absl::Ceil(
+                               duration, absl::Milliseconds(1)))));
+}
+
+// Shared with the completion callbacks, which may outlive the collective.
+struct Signal {
+  Mutex mutex;
+  CondVar cv;
+  bool aborted ABSL_GUARDED_BY(mutex) = false;
+  bool work_done ABSL_GUARDED_BY(mutex) = false;
+};
+
+// Runs `body` and turns what it throws into a Status. Gloo throws one type for
+// a lost peer and for a timeout; the clock tells them apart.
+template <typename Body>
+absl::Status Guarded(const char* operation, MonoTime deadline, Body body) {
+  std::string what;
+  try {
+    body();
+    return absl::OkStatus();
+  } catch (const c10::Error& e) {
+    what = e.what_without_backtrace();
+  } catch (const std::exception& e) {
+    what = e.what();
+  }
+  const std::string message = absl::StrCat(operation, ": ", what);
+  return Clock::Real().Now() >= deadline ? absl::DeadlineExceededError(message)
+                                         : absl::AbortedError(message);
+}
+
+class GlooCollective : public Collective {
+ public:
+  explicit GlooCollective(const GlooOptions& options) : options_(options) {}
+  ~GlooCollective() override {
+    if (in_flight_ == nullptr) return;
+    // The group's destructor would wait for an operation that hangs on a dead
+    // peer. The process is about to rejoin or exit: leave the group behind.
+    static_cast<void>(in_flight_.release());
+    static_cast<void>(group_.release());
+    static_cast<void>(store_.release());
+  }
+  GlooCollective(const GlooCollective&) = delete;
+  GlooCollective& operator=(const GlooCollective&) = delete;
+
+  absl::Status Connect() {
+    const MonoTime deadline = Clock::Real().Now() + options_.timeout;
+    COX_RETURN_IF_ERROR(Guarded("gloo rendezvous", deadline, [this] {
+      c10d::TCPStoreOptions store_options;
+      store_options.port = static_cast<uint16_t>(options_.port);
+      store_options.isServer = options_.rank == 0;
+      store_options.numWorkers = static_cast<size_t>(options_.world_size);
+      store_options.waitWorkers = false;
+      store_options.timeout = ToMillis(options_.timeout);
+      if (options_.rank == 0 && options_.listen_fd >= 0) {
+        store_options.masterListenFd = options_.listen_fd;
+      }
+      store_ = c10::make_intrusive<c10d::TCPStore>(options_.host,
+                                                   store_options);
+      auto group_options =
+          c10d::ProcessGroupGloo::Options::create(ToMillis(options_.timeout));
+      group_options->threads = 1;  // one operation at a time
+      group_options->devices.push_back(
+          c10d::ProcessGroupGloo::createDeviceForHostname(
+              options_.interface_address));
+      group_ = c10::make_intrusive<c10d::ProcessGroupGloo>(
+          c10::make_intrusive<c10d::PrefixStore>(options_.prefix, store_),
+          options_.rank, options_.world_size, group_options);
+    }));
+    // No rank may leave while another still reads rank 0's store.
+    return Barrier();
+  }
+
+  int rank() const override { return options_.rank; }
+  int world_size() const override { return options_.world_size; }
+
+  absl::Status AllReduceSum(std::span<float> data) override {
+    return AllReduce(data, at::kFloat);
+  }
+  absl::Status AllReduceSum(std::span<double> data) override {
+    return AllReduce(data, at::kDouble);
+  }
+
+  absl::Status Broadcast(std::span<std::byte> data, int root) override {
+    if (root < 0 || root >= options_.world_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("broadcast: root ", root, " in a world of ",
+                       options_.world_size));
+    }
+    const MonoTime deadline = Clock::Real().Now() + options_.timeout;
+    c10d::BroadcastOptions broadcast;
+    broadcast.rootRank = root;
+    for (size_t done = 0; done < data.size(); done += kSegmentBytes) {
+      const auto part =
+          data.subspan(done, std::min(kSegmentBytes, data.size() - done));
+      COX_RETURN_IF_ERROR(Run("broadcast", deadline, [&] {
+        tensors_ = {CopyIn(part.data(), part.size(), at::kByte)};
+        broadcast.timeout = Left(deadline);
+        return group_->broadcast(tensors_, broadcast);
+      }));
+      std::memcpy(part.data(), tensors_[0].data_ptr(), part.size());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status AllGather(std::span<const std::byte> in,
+                         std::span<std::byte> out) override {
+    const auto world = static_cast<size_t>(options_.world_size);
+    if (out.size() != in.size() * world) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("all-gather: in has ", in.size(), " bytes, out ",
+                       out.size(), ", world ", world));
+    }
+    const MonoTime deadline = Clock::Real().Now() + options_.timeout;
+    const size_t segment = std::max<size_t>(kSegmentBytes / world, 1);
+    for (size_t done = 0; done < in.size(); done += segment) {
+      const auto part = in.subspan(done, std::min(segment, in.size() - done));
+      at::Tensor gathered;
+      COX_RETURN_IF_ERROR(Run("all-gather", deadline, [&] {
+        at::Tensor mine = CopyIn(part.data(), part.size(), at::kByte);
+        gathered = at::empty({static_cast<int64_t>(part.size() * world)},
+                             at::kByte);
+        c10d::AllgatherOptions gather;
+        gather.timeout = Left(deadline);
+        return group_->_allgather_base(gathered, mine, gather);
+      }));
+      const auto* bytes = static_cast<const std::byte*>(gathered.data_ptr());
+      for (size_t rank = 0; rank < world; ++rank) {
+        std::memcpy(out.data() + rank * in.size() + done,
+                    bytes + rank * part.size(), part.size());
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status Barrier() override {
+    // A sum needs every rank, and takes the path that is used all the time.
+    float one = 1;
+    return AllReduceSum(std::span<float>(&one, 1));
+  }
+
+  void Abort() override {
+    MutexLock lock(&signal_->mutex);
+    signal_->aborted = true;
+    signal_->cv.NotifyAll();
+  }
+
+ private:
+  static std::chrono::milliseconds Left(MonoTime deadline) {
+    return ToMillis(deadline - Clock::Real().Now());
+  }
+
+  static at::Tensor CopyIn(const void* data, size_t elements,
+                           at::ScalarType type) {
+    at::Tensor tensor = at::empty({static_cast<int64_t>(elements)}, type);
+    std::memcpy(tensor.data_ptr(), data, tensor.nbytes());
+    return tensor;
+  }
+
+  // The sum of one element is computed by one rank and then distributed (ring),
+  // so all ranks get its bits.
+  template <typename T>
+  absl::Status AllReduce(std::span<T> data, at::ScalarType type) {
+    const MonoTime deadline = Clock::Real().Now() + options_.timeout;
+    constexpr size_t kSegment = kSegmentBytes / sizeof(T);
+    for (size_t done = 0; done < data.size(); done += kSegment) {
+      const auto part =
+          data.subspan(done, std::min(kSegment, data.size() - done));
+      COX_RETURN_IF_ERROR(Run("all-reduce", deadline, [&] {
+        tensors_ = {CopyIn(part.data(), part.size(), type)};
+        c10d::AllreduceOptions reduce;
+        reduce.timeout = Left(deadline);
+        return group_->allreduce(tensors_, reduce);
+      }));
+      std::memcpy(part.data(), tensors_[0].data_ptr(), part.size_bytes());
+    }
+    return absl::OkStatus();
+  }
+
+  // Starts an operation, then waits for its end, Abort() or the deadline.
+  template <typename Start>
+  absl::Status Run(const char* operation, MonoTime deadline, Start start) {
+    if (!dead_.ok()) return dead_;
+    dead_ = RunAlive(operation, deadline, start);
+    return dead_;
+  }
+
+  template <typename Start>
+  absl::Status RunAlive(const char* operation, MonoTime deadline,
+                        Start start) {
+    {
+      MutexLock lock(&signal_->mutex);
+      if (signal_->aborted) return AbortedHere(operation);
+      signal_->work_done = false;
+    }
+    COX_RETURN_IF_ERROR(Guarded(operation, deadline, [&] {
+      in_flight_ = start();
+      in_flight_->getFuture()->addCallback(
+          [signal = signal_](c10::ivalue::Future&) {
+            MutexLock lock(&signal->mutex);
+            signal->work_done = true;
+            signal->cv.NotifyAll();
+          });
+    }));
+    bool done = false;
+    {
+      MutexLock lock(&signal_->mutex);
+      signal_->cv.WaitFor(
+          signal_->mutex, deadline - Clock::Real().Now() + kTimeoutSlack,
+          [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+            return signal_->work_done || signal_->aborted;
+          });
+      done = signal_->work_done;
+      if (!done && signal_->aborted) return AbortedHere(operation);
+    }
+    if (!done) {
+      return absl::DeadlineExceededError(
+          absl::StrCat(operation, ": no answer within ",
+                       absl::FormatDuration(options_.timeout)));
+    }
+    const WorkPtr work = std::move(in_flight_);
+    in_flight_.reset();
+    return Guarded(operation, deadline, [&] { work->wait(); });
+  }
+
+  static absl::Status AbortedHere(const char* operation) {
+    return absl::AbortedError(
+        absl::StrCat(operation, ": collective was aborted"));
+  }
+
+  const GlooOptions options_;
+  // Shared with callbacks of operations that outlive an Abort().
+  const std::shared_ptr<Signal> signal_ = std::make_shared<Signal>();
+  absl::Status dead_;  // once not OK, every call returns it
+  c10::intrusive_ptr<c10d::TCPStore> store_;
+  ProcessGroupPtr group_;
+  std::vector<at::Tensor> tensors_;  // of the running operation
+  WorkPtr in_flight_;
+};
+
+absl::Status Validate(const GlooOptions& options) {
+  if (options.world_size < 1 || options.rank < 0 ||
+      options.rank >= options.world_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gloo: rank ", options.rank, " in a world of ",
+                     options.world_size));
+  }
+  if (options.port < 1 || options.port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gloo: port ", options.port));
+  }
+  if (options.timeout <= absl::ZeroDuration() ||
+      options.timeout > absl::Hours(24)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gloo: timeout ", absl::FormatDuration(options.timeout),
+                     ", allowed (0, 24h]"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Collective>> MakeGloo(
+    const GlooOptions& options) {
+  COX_RETURN_IF_ERROR(Validate(options));
+  auto collective = std::make_unique<GlooCollective>(options);
+  COX_RETURN_IF_ERROR(collective->Connect());
+  return std::unique_ptr<Collective>(std::move(collective));
+}
+
+}  // namespace cox
