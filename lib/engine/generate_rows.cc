@@ -1,0 +1,127 @@
+#include "lib/engine/generate_rows.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "lib/base/rng.h"
+
+namespace cox {
+namespace {
+
+absl::Status CheckCount(std::string_view name, size_t found, size_t expected) {
+  if (found == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(std::string(name), ": expected ", expected,
+                   " rows, found ", found));
+}
+
+absl::Status CheckSequences(std::string_view name,
+                            const std::vector<std::vector<int32_t>>& rows,
+                            const ModelConfig& config, int64_t new_tokens) {
+  const bool bounded = config.family == ModelFamily::kGpt2 ||
+                       config.family == ModelFamily::kInstructEncdec;
+  for (size_t b = 0; b < rows.size(); ++b) {
+    if (rows[b].empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(std::string(name), ": row ", b, " is empty"));
+    }
+    // The last new token is never fed back, so it needs no position.
+    const int64_t positions =
+        static_cast<int64_t>(rows[b].size()) + std::max<int64_t>(
+            new_tokens - 1, 0);
+    if (bounded && positions > config.max_positions) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          std::string(name), ": row ", b, " with ", rows[b].size(),
+          " tokens and ", new_tokens, " new ones needs ", positions,
+          " positions, the model has ", config.max_positions));
+    }
+    for (int32_t id : rows[b]) {
+      if (id < 0 || id >= config.vocab_size) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(std::string(name), ": row ", b, ": expected ids 0 to ",
+                         config.vocab_size - 1, ", found ", id));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ValidateGenerateRequest(const GenerateRequest& request,
+                                     const ModelConfig& config) {
+  const size_t rows = request.prompts.size();
+  COX_RETURN_IF_ERROR(CheckCount("prompt_ids", request.prompt_ids.size(),
+                                 rows));
+  COX_RETURN_IF_ERROR(
+      CheckCount("sample_indices", request.sample_indices.size(), rows));
+  if (config.head != HeadKind::kLanguageModel) {
+    return absl::FailedPreconditionError(
+        "generate: the model has a scalar head");
+  }
+  if (request.max_new_tokens < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_new_tokens: expected >= 1, found ",
+                     request.max_new_tokens));
+  }
+  COX_RETURN_IF_ERROR(request.sampling.Validate());
+  COX_RETURN_IF_ERROR(CheckSequences("prompts", request.prompts, config,
+                                     request.max_new_tokens));
+  if (config.family == ModelFamily::kInstructEncdec) {
+    COX_RETURN_IF_ERROR(
+        CheckCount("instructions", request.instructions.size(), rows));
+    return CheckSequences("instructions", request.instructions, config,
+                          /*new_tokens=*/0);
+  }
+  return absl::OkStatus();
+}
+
+GenerateRows::GenerateRows(const GenerateRequest& request)
+    : request_(request), finished_(request.prompts.size(), 0) {
+  const size_t rows = request.prompts.size();
+  result_.tokens.resize(rows);
+  result_.logprobs.resize(rows);
+  result_.finish.assign(rows, FinishReason::kLength);
+  if (request.sampling.repetition_penalty != 1.0) {
+    context_ = request.prompts;
+  }
+}
+
+absl::Status GenerateRows::Sample(int64_t row, std::span<const float> logits) {
+  const size_t r = static_cast<size_t>(row);
+  std::vector<int32_t>& tokens = result_.tokens[r];
+  const int64_t position = static_cast<int64_t>(tokens.size());
+  std::span<const int32_t> context;
+  if (!context_.empty()) context = context_[r];
+  absl::Status processed = sampler_.Process<float>(logits, request_.sampling,
+                                                   context, position);
+  if (!processed.ok()) {
+    return Annotate(processed, absl::StrCat("row ", row, ", token ",
+                                            position));
+  }
+  const SampledToken drawn = sampler_.Draw(
+      TokenUniform(request_.seed, request_.prompt_ids[r],
+                   request_.sample_indices[r],
+                   static_cast<uint64_t>(position)));
+  tokens.push_back(static_cast<int32_t>(drawn.token));
+  result_.logprobs[r].push_back(static_cast<float>(drawn.logprob));
+  if (!context_.empty()) context_[r].push_back(tokens.back());
+  const auto& eos = request_.sampling.eos_ids;
+  if (std::find(eos.begin(), eos.end(), drawn.token) != eos.end()) {
+    result_.finish[r] = FinishReason::kStop;
+    finished_[r] = 1;
+  } else if (position + 1 == request_.max_new_tokens) {
+    finished_[r] = 1;
+  }
+  return absl::OkStatus();
+}
+
+std::vector<int64_t> GenerateRows::Active() const {
+  std::vector<int64_t> rows;
+  for (size_t r = 0; r < finished_.size(); ++r) {
+    if (finished_[r] == 0) rows.push_back(static_cast<int64_t>(r));
+  }
+  return rows;
+}
+
+}  // namespace cox

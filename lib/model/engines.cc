@@ -1,0 +1,231 @@
+// ScoreEngine and TrainEngine over LibTorch.
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "c10/core/GradMode.h"
+#include "lib/model/guard.h"
+#include "lib/model/torch_model.h"
+
+namespace cox {
+namespace {
+
+class TorchScoreEngine : public ScoreEngine {
+ public:
+  explicit TorchScoreEngine(const EngineOptions& options) : model_(options) {}
+  absl::Status Load(std::shared_ptr<const Snapshot> snapshot) override {
+    return Guard("load", [&] { return model_.Load(std::move(snapshot)); });
+  }
+  const ModelConfig& config() const override { return model_.config(); }
+  absl::StatusOr<LogprobOutput> Logprobs(const TokenBatch& batch,
+                                         double temperature,
+                                         bool want_entropy) override {
+    return Guard("log-probs", [&] {
+      return model_.Logprobs(batch, temperature, want_entropy);
+    });
+  }
+  absl::StatusOr<std::vector<float>> Values(const TokenBatch& batch) override {
+    return Guard("values", [&] { return model_.Values(batch); });
+  }
+  absl::StatusOr<std::vector<float>> Scores(const TokenBatch& batch) override {
+    return Guard("scores", [&] { return model_.Scores(batch); });
+  }
+
+ private:
+  TorchModel model_;
+};
+
+// Parameters and gradients are views into two arenas of one layout. Autograd
+// adds into the gradient views in place; the language-model head adds its own
+// part directly (language_head.h).
+class TorchTrainEngine : public TrainEngine {
+ public:
+  explicit TorchTrainEngine(const EngineOptions& options) : model_(options) {}
+
+  absl::Status Load(std::shared_ptr<const Snapshot> snapshot) override {
+    return Guard("load", [&] { return DoLoad(*snapshot); });
+  }
+  const ModelConfig& config() const override { return model_.config(); }
+  absl::StatusOr<LogprobOutput> Logprobs(const TokenBatch& batch,
+                                         double temperature,
+                                         bool want_entropy) override {
+    return Guard("log-probs", [&] {
+      return model_.Logprobs(batch, temperature, want_entropy);
+    });
+  }
+  absl::StatusOr<std::vector<float>> Values(const TokenBatch& batch) override {
+    return Guard("values", [&] { return model_.Values(batch); });
+  }
+  absl::StatusOr<std::vector<float>> Scores(const TokenBatch& batch) override {
+    return Guard("scores", [&] { return model_.Scores(batch); });
+  }
+
+  std::span<float> Parameters() override { return Floats(parameters_.get()); }
+  std::span<float> Gradients() override { return Floats(gradients_.get()); }
+  const Manifest& layout() const override { return layout_; }
+  void ZeroGradients() override {
+    std::span<float> all = Gradients();
+    std::fill(all.begin(), all.end(), 0.0f);
+  }
+
+  absl::Status AccumulateLogprobs(const TokenBatch& batch, double temperature,
+                                  bool want_entropy,
+                                  const LogprobLoss& loss) override {
+    return Guard("training on log-probs", [&]() -> absl::Status {
+      COX_RETURN_IF_ERROR(model_.Check(batch, HeadKind::kLanguageModel));
+      COX_RETURN_IF_ERROR(CheckTemperature(temperature));
+      return DoLogprobs(batch, temperature, want_entropy, loss);
+    });
+  }
+  absl::Status AccumulateValues(const TokenBatch& batch,
+                                const ScalarLoss& loss) override {
+    return Guard("training on values", [&]() -> absl::Status {
+      COX_RETURN_IF_ERROR(model_.Check(batch, HeadKind::kScalar));
+      ScalarSlots slots;
+      slots.states = slots.entries = RealSlots(batch);
+      slots.size = batch.batch * batch.length;
+      return DoScalars(batch, slots, loss);
+    });
+  }
+  absl::Status AccumulateScores(const TokenBatch& batch,
+                                const ScalarLoss& loss) override {
+    return Guard("training on scores", [&]() -> absl::Status {
+      COX_RETURN_IF_ERROR(model_.Check(batch, HeadKind::kScalar));
+      ScalarSlots slots;
+      slots.states = LastSlots(batch);
+      for (int64_t b = 0; b < batch.batch; ++b) slots.entries.push_back(b);
+      slots.size = batch.batch;
+      return DoScalars(batch, slots, loss);
+    });
+  }
+
+ private:
+  // Which grid slots the scalar head reads, and which entry of an output of
+  // `size` each of them is.
+  struct ScalarSlots {
+    std::vector<int64_t> states;
+    std::vector<int64_t> entries;
+    int64_t size = 0;
+  };
+
+  static std::span<float> Floats(Arena* arena) {
+    return arena == nullptr ? std::span<float>() : arena->floats();
+  }
+
+  absl::Status DoLoad(const Snapshot& snapshot) {
+    COX_ASSIGN_OR_RETURN(ModelConfig config,
+                         ModelConfig::FromJson(snapshot.manifest.config_json));
+    COX_ASSIGN_OR_RETURN(std::vector<at::Tensor> source,
+                         ParametersFromSnapshot(snapshot, config));
+    Manifest layout = ParameterLayout(config, snapshot.manifest.model);
+    layout.config_json = snapshot.manifest.config_json;
+    auto parameters = std::make_unique<Arena>(layout.arena_bytes);
+    auto gradients = std::make_unique<Arena>(layout.arena_bytes);
+    std::vector<at::Tensor> views;
+    for (size_t i = 0; i < layout.tensors.size(); ++i) {
+      const TensorInfo& tensor = layout.tensors[i];
+      const size_t at = tensor.offset / sizeof(float);
+      at::Tensor view = FloatView(parameters->floats().data() + at,
+                                  tensor.shape);
+      view.copy_(source[i]);
+      view.requires_grad_(true);
+      view.mutable_grad() =
+          FloatView(gradients->floats().data() + at, tensor.shape);
+      views.push_back(std::move(view));
+    }
+    model_.Adopt(config, std::move(views));
+    layout_ = std::move(layout);
+    parameters_ = std::move(parameters);
+    gradients_ = std::move(gradients);
+    return absl::OkStatus();
+  }
+
+  absl::Status DoLogprobs(const TokenBatch& batch, double temperature,
+                          bool want_entropy, const LogprobLoss& loss) {
+    const ScoredSlots scored = FindScored(batch);
+    at::Tensor states;
+    {
+      c10::AutoGradMode with_graph(true);
+      states = SelectSlots(StatesOf(model_.network(), batch,
+                                    model_.options().fused_attention),
+                           scored.slots);
+    }
+    c10::AutoGradMode no_grad(false);
+    LanguageHead head(model_.HeadOptions(temperature));
+    const LanguageHead::Output output = head.Forward(
+        states.detach(), scored.targets, /*keep_logits=*/true);
+    LogprobGradient gradient;
+    gradient.logprobs.assign(batch.ids.size(), 0.0f);
+    COX_RETURN_IF_ERROR(
+        loss(ScatterLogprobs(batch, scored, output, want_entropy), &gradient));
+    if (gradient.logprobs.size() != batch.ids.size() ||
+        (!gradient.entropies.empty() &&
+         gradient.entropies.size() != batch.ids.size())) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "loss: expected ", batch.ids.size(), " gradients, found ",
+          gradient.logprobs.size(), " and ", gradient.entropies.size()));
+    }
+    if (scored.slots.empty()) return absl::OkStatus();
+    LanguageHead::Gradient rows_gradient;
+    for (int64_t slot : scored.slots) {
+      const size_t i = static_cast<size_t>(slot);
+      rows_gradient.logprobs.push_back(gradient.logprobs[i]);
+      if (!gradient.entropies.empty()) {
+        rows_gradient.entropies.push_back(gradient.entropies[i]);
+      }
+    }
+    rows_gradient.weight = model_.network().head_weight().grad();
+    if (model_.network().head_bias().defined()) {
+      rows_gradient.bias = model_.network().head_bias().grad();
+    }
+    states.backward(head.Backward(rows_gradient));
+    return absl::OkStatus();
+  }
+
+  absl::Status DoScalars(const TokenBatch& batch, const ScalarSlots& slots,
+                         const ScalarLoss& loss) {
+    at::Tensor out;
+    {
+      c10::AutoGradMode with_graph(true);
+      const BatchStates states = StatesOf(model_.network(), batch,
+                                          model_.options().fused_attention);
+      out = ScalarHead(model_.network(), SelectSlots(states, slots.states));
+    }
+    c10::AutoGradMode no_grad(false);
+    const float* values = out.const_data_ptr<float>();
+    std::vector<float> output(static_cast<size_t>(slots.size), 0.0f);
+    std::vector<float> gradient(static_cast<size_t>(slots.size), 0.0f);
+    for (size_t r = 0; r < slots.entries.size(); ++r) {
+      output[static_cast<size_t>(slots.entries[r])] = values[r];
+    }
+    COX_RETURN_IF_ERROR(loss(output, gradient));
+    std::vector<float> row_gradient;
+    for (int64_t entry : slots.entries) {
+      row_gradient.push_back(gradient[static_cast<size_t>(entry)]);
+    }
+    out.backward(FloatView(row_gradient.data(), {out.size(0)}));
+    return absl::OkStatus();
+  }
+
+  TorchModel model_;
+  Manifest layout_;
+  std::unique_ptr<Arena> parameters_;
+  std::unique_ptr<Arena> gradients_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ScoreEngine>> MakeScoreEngine(
+    const EngineOptions& options) {
+  COX_RETURN_IF_ERROR(CheckEngineOptions(options));
+  return std::unique_ptr<ScoreEngine>(new TorchScoreEngine(options));
+}
+
+absl::StatusOr<std::unique_ptr<TrainEngine>> MakeTrainEngine(
+    const EngineOptions& options) {
+  COX_RETURN_IF_ERROR(CheckEngineOptions(options));
+  return std::unique_ptr<TrainEngine>(new TorchTrainEngine(options));
+}
+
+}  // namespace cox

@@ -1,0 +1,247 @@
+// PolicyEngine: KV-cached decoding.
+
+#include <algorithm>
+#include <numeric>
+
+#include "ATen/ops/addmm.h"
+#include "ATen/ops/mm.h"
+#include "absl/strings/str_cat.h"
+#include "c10/core/GradMode.h"
+#include "lib/engine/generate_rows.h"
+#include "lib/model/guard.h"
+#include "lib/model/kv_cache.h"
+#include "lib/model/torch_model.h"
+
+namespace cox {
+namespace {
+
+// Rows are padded to a multiple of this. Matrix products with fewer than 4
+// rows take another kernel, and LibTorch's element-wise loops compute what is
+// left over after blocks of 32 elements with scalar functions that round
+// differently: so every row count x width must be a multiple of 32 for a row's
+// bits not to depend on how many others there are.
+int64_t RowMultiple(const ModelConfig& config) {
+  const bool wide = config.hidden % 8 == 0 && config.intermediate % 8 == 0;
+  return wide ? 4 : 32;
+}
+
+TokenRows PackRows(const std::vector<int64_t>& ids,
+                   const std::vector<int64_t>& positions, int64_t multiple) {
+  const size_t rows = static_cast<size_t>(
+      RoundUp(static_cast<int64_t>(ids.size()), multiple));
+  std::vector<int64_t> padded_ids = ids;
+  std::vector<int64_t> padded_positions = positions;
+  padded_ids.resize(rows, 0);
+  padded_positions.resize(rows, 0);
+  return {IndexTensor(padded_ids), IndexTensor(padded_positions)};
+}
+
+// Sequences one after the other.
+TokenRows PackSequences(const std::vector<std::vector<int32_t>>& sequences,
+                        const std::vector<size_t>& order, int64_t multiple) {
+  std::vector<int64_t> ids, positions;
+  for (size_t row : order) {
+    for (size_t j = 0; j < sequences[row].size(); ++j) {
+      ids.push_back(sequences[row][j]);
+      positions.push_back(static_cast<int64_t>(j));
+    }
+  }
+  return PackRows(ids, positions, multiple);
+}
+
+std::vector<int64_t> LengthsOf(
+    const std::vector<std::vector<int32_t>>& sequences,
+    const std::vector<size_t>& order) {
+  std::vector<int64_t> out;
+  for (size_t row : order) {
+    out.push_back(static_cast<int64_t>(sequences[row].size()));
+  }
+  return out;
+}
+
+// One request from prompts to finished rows. Slot s of the caches belongs to
+// request row order_[s]; slots are sorted by prompt length, so that equal
+// lengths are neighbours.
+class Generation {
+ public:
+  Generation(const TorchModel& model, const GenerateRequest& request)
+      : model_(model),
+        request_(request),
+        shape_(ShapeOf(model.config(), model.options().fused_attention)),
+        multiple_(RowMultiple(model.config())),
+        rows_(request),
+        order_(request.prompts.size()) {
+    std::iota(order_.begin(), order_.end(), size_t{0});
+    std::stable_sort(order_.begin(), order_.end(), [&](size_t a, size_t b) {
+      return request.prompts[a].size() < request.prompts[b].size();
+    });
+    prompt_lengths_ = LengthsOf(request.prompts, order_);
+    KvCache::Size size;
+    size.layers = model.config().layers;
+    size.slots = static_cast<int64_t>(order_.size());
+    size.positions = prompt_lengths_.back() + request.max_new_tokens - 1;
+    cache_ = std::make_unique<KvCache>(shape_, size);
+    if (model.config().family == ModelFamily::kInstructEncdec) {
+      memory_lengths_ = LengthsOf(request.instructions, order_);
+      size.positions =
+          *std::max_element(memory_lengths_.begin(), memory_lengths_.end());
+      cross_cache_ = std::make_unique<KvCache>(shape_, size);
+    }
+  }
+
+  absl::StatusOr<GenerateResult> Run() {
+    COX_RETURN_IF_ERROR(Prefill());
+    DecodeAttention attention(shape_, cache_.get(), cross_cache_.get());
+    for (int64_t step = 0;; ++step) {
+      std::vector<int64_t> slots;
+      std::vector<int64_t> ids, positions;
+      std::vector<DecodeAttention::Row> decode_rows;
+      for (size_t s = 0; s < order_.size(); ++s) {
+        const int64_t row = static_cast<int64_t>(order_[s]);
+        if (rows_.finished(row)) continue;
+        DecodeAttention::Row next;
+        next.slot = static_cast<int64_t>(s);
+        next.position = prompt_lengths_[s] + step;
+        if (!memory_lengths_.empty()) next.memory_length = memory_lengths_[s];
+        decode_rows.push_back(next);
+        slots.push_back(next.slot);
+        ids.push_back(rows_.last_token(row));
+        positions.push_back(next.position);
+      }
+      if (slots.empty()) return rows_.Take();
+      attention.SetRows(std::move(decode_rows));
+      const at::Tensor states = model_.network().Decode(
+          PackRows(ids, positions, multiple_), at::Tensor(), attention);
+      COX_RETURN_IF_ERROR(Sample(slots, states));
+    }
+  }
+
+ private:
+  absl::Status Prefill() {
+    PrefillAttention attention(shape_, prompt_lengths_, cache_.get());
+    at::Tensor memory;
+    if (cross_cache_ != nullptr) {
+      memory = EncodeInstructions();
+      attention.AttendAcross(memory_lengths_, cross_cache_.get());
+    }
+    const at::Tensor states = model_.network().Decode(
+        PackSequences(request_.prompts, order_, multiple_), memory, attention);
+    std::vector<int64_t> slots, last;
+    int64_t end = 0;
+    for (size_t s = 0; s < order_.size(); ++s) {
+      end += prompt_lengths_[s];
+      slots.push_back(static_cast<int64_t>(s));
+      last.push_back(end - 1);
+    }
+    last.resize(static_cast<size_t>(
+                    RoundUp(static_cast<int64_t>(last.size()), multiple_)),
+                0);
+    return Sample(slots, states.index_select(0, IndexTensor(last)));
+  }
+
+  // Encoder states, packed in slot order (filler rows at the end).
+  at::Tensor EncodeInstructions() {
+    std::vector<size_t> by_length(order_);
+    std::stable_sort(by_length.begin(), by_length.end(),
+                     [&](size_t a, size_t b) {
+                       return request_.instructions[a].size() <
+                              request_.instructions[b].size();
+                     });
+    const std::vector<int64_t> lengths =
+        LengthsOf(request_.instructions, by_length);
+    PackedAttention attention(shape_, lengths, /*causal=*/false);
+    const at::Tensor states = model_.network().Encode(
+        PackSequences(request_.instructions, by_length, multiple_), attention);
+    std::vector<int64_t> start(order_.size());
+    int64_t row = 0;
+    for (size_t i = 0; i < by_length.size(); ++i) {
+      start[by_length[i]] = row;
+      row += lengths[i];
+    }
+    std::vector<int64_t> rows;
+    for (size_t s = 0; s < order_.size(); ++s) {
+      for (int64_t j = 0; j < memory_lengths_[s]; ++j) {
+        rows.push_back(start[order_[s]] + j);
+      }
+    }
+    rows.resize(static_cast<size_t>(
+                    RoundUp(static_cast<int64_t>(rows.size()), multiple_)),
+                0);
+    return states.index_select(0, IndexTensor(rows));
+  }
+
+  // `states` [>= slots, hidden]: row i belongs to slots[i].
+  absl::Status Sample(const std::vector<int64_t>& slots,
+                      const at::Tensor& states) {
+    const Network& network = model_.network();
+    const at::Tensor weight = network.head_weight().t();
+    const at::Tensor logits =
+        network.head_bias().defined()
+            ? at::addmm(network.head_bias(), states, weight)
+            : at::mm(states, weight);
+    const float* data = logits.const_data_ptr<float>();
+    const size_t vocab = static_cast<size_t>(logits.size(1));
+    for (size_t i = 0; i < slots.size(); ++i) {
+      const size_t slot = static_cast<size_t>(slots[i]);
+      COX_RETURN_IF_ERROR(rows_.Sample(static_cast<int64_t>(order_[slot]),
+                                       {data + i * vocab, vocab}));
+    }
+    return absl::OkStatus();
+  }
+
+  const TorchModel& model_;
+  const GenerateRequest& request_;
+  AttentionShape shape_;
+  int64_t multiple_;
+  GenerateRows rows_;
+  std::vector<size_t> order_;
+  std::vector<int64_t> prompt_lengths_;  // per slot
+  std::vector<int64_t> memory_lengths_;  // per slot; encoder-decoder only
+  std::unique_ptr<KvCache> cache_;
+  std::unique_ptr<KvCache> cross_cache_;
+};
+
+class TorchPolicyEngine : public PolicyEngine {
+ public:
+  explicit TorchPolicyEngine(const EngineOptions& options) : model_(options) {}
+  absl::Status Load(std::shared_ptr<const Snapshot> snapshot) override {
+    return Guard("load", [&] { return model_.Load(std::move(snapshot)); });
+  }
+  const ModelConfig& config() const override { return model_.config(); }
+  absl::StatusOr<LogprobOutput> Logprobs(const TokenBatch& batch,
+                                         double temperature,
+                                         bool want_entropy) override {
+    return Guard("log-probs", [&] {
+      return model_.Logprobs(batch, temperature, want_entropy);
+    });
+  }
+  absl::StatusOr<std::vector<float>> Values(const TokenBatch& batch) override {
+    return Guard("values", [&] { return model_.Values(batch); });
+  }
+  absl::StatusOr<std::vector<float>> Scores(const TokenBatch& batch) override {
+    return Guard("scores", [&] { return model_.Scores(batch); });
+  }
+  absl::StatusOr<GenerateResult> Generate(
+      const GenerateRequest& request) override {
+    return Guard("generate", [&]() -> absl::StatusOr<GenerateResult> {
+      COX_RETURN_IF_ERROR(model_.Check(HeadKind::kLanguageModel));
+      COX_RETURN_IF_ERROR(ValidateGenerateRequest(request, model_.config()));
+      if (request.prompts.empty()) return GenerateResult();
+      c10::AutoGradMode no_grad(false);
+      return Generation(model_, request).Run();
+    });
+  }
+
+ private:
+  TorchModel model_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<PolicyEngine>> MakePolicyEngine(
+    const EngineOptions& options) {
+  COX_RETURN_IF_ERROR(CheckEngineOptions(options));
+  return std::unique_ptr<PolicyEngine>(new TorchPolicyEngine(options));
+}
+
+}  // namespace cox

@@ -1,0 +1,169 @@
+#include "lib/model/kv_cache.h"
+
+#include <algorithm>
+
+#include "ATen/ops/zeros.h"
+#include "ATen/ops/zeros_like.h"
+#include "lib/base/status.h"
+
+namespace cox {
+namespace {
+
+constexpr int64_t kPositionBlock = 64;  // of DecodeAttention's inner loop
+constexpr int64_t kDimBlock = 16;
+
+// [n, heads * D] → [1, heads, n, D].
+at::Tensor OneSequence(const at::Tensor& rows, int64_t head_dim) {
+  return rows.view({1, rows.size(0), rows.size(1) / head_dim, head_dim})
+      .transpose(1, 2);
+}
+
+}  // namespace
+
+KvCache::KvCache(const AttentionShape& shape, const Size& size) {
+  shape_.kv_heads = shape.kv_heads;
+  shape_.head_dim = shape.head_dim;
+  shape_.capacity = RoundUp(size.positions, kPositionBlock);
+  shape_.padded_dim = RoundUp(shape.head_dim, kDimBlock);
+  for (int64_t i = 0; i < size.layers; ++i) {
+    // Zeros, because the kernel reads past a slot's length.
+    keys_.push_back(at::zeros(
+        {size.slots, shape_.kv_heads, shape_.head_dim, shape_.capacity},
+        at::kFloat));
+    values_.push_back(at::zeros(
+        {size.slots, shape_.kv_heads, shape_.capacity, shape_.padded_dim},
+        at::kFloat));
+  }
+}
+
+void KvCache::Fill(const Block& block, const at::Tensor& k,
+                   const at::Tensor& v) {
+  const size_t layer = static_cast<size_t>(block.layer);
+  const std::vector<int64_t> split = {block.count, block.length,
+                                      shape_.kv_heads, shape_.head_dim};
+  keys_[layer]
+      .narrow(0, block.first_slot, block.count)
+      .narrow(3, 0, block.length)
+      .copy_(k.view(split).permute({0, 2, 3, 1}));
+  values_[layer]
+      .narrow(0, block.first_slot, block.count)
+      .narrow(2, 0, block.length)
+      .narrow(3, 0, shape_.head_dim)
+      .copy_(v.view(split).permute({0, 2, 1, 3}));
+}
+
+float* KvCache::keys(int64_t layer, int64_t slot) {
+  at::Tensor& all = keys_[static_cast<size_t>(layer)];
+  return all.data_ptr<float>() + slot * all.stride(0);
+}
+
+float* KvCache::values(int64_t layer, int64_t slot) {
+  at::Tensor& all = values_[static_cast<size_t>(layer)];
+  return all.data_ptr<float>() + slot * all.stride(0);
+}
+
+at::Tensor PrefillAttention::Self(const Input& input) {
+  int64_t row = 0;
+  for (size_t first = 0; first < lengths().size();) {
+    KvCache::Block block;
+    block.layer = input.layer;
+    block.first_slot = static_cast<int64_t>(first);
+    block.length = lengths()[first];
+    while (first < lengths().size() && lengths()[first] == block.length) {
+      ++first;
+      ++block.count;
+    }
+    const int64_t rows = block.count * block.length;
+    cache_->Fill(block, input.k.narrow(0, row, rows),
+                 input.v.narrow(0, row, rows));
+    row += rows;
+  }
+  return PackedAttention::Self(input);
+}
+
+at::Tensor PrefillAttention::Cross(const Input& input) {
+  COX_CHECK(cross_cache_ != nullptr);
+  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
+  int64_t row = 0;
+  int64_t memory_row = 0;
+  for (size_t slot = 0; slot < lengths().size(); ++slot) {
+    const int64_t length = lengths()[slot];
+    KvCache::Block block;
+    block.layer = input.layer;
+    block.first_slot = static_cast<int64_t>(slot);
+    block.count = 1;
+    block.length = memory_lengths_[slot];
+    const at::Tensor k = input.k.narrow(0, memory_row, block.length);
+    const at::Tensor v = input.v.narrow(0, memory_row, block.length);
+    cross_cache_->Fill(block, k, v);
+    Input heads = input;
+    heads.q = OneSequence(input.q.narrow(0, row, length), shape().head_dim);
+    heads.k = OneSequence(k, shape().head_dim);
+    heads.v = OneSequence(v, shape().head_dim);
+    at::Tensor attended = ScaledAttention(shape(), heads, AttentionMask());
+    out.narrow(0, row, length)
+        .copy_(attended.transpose(1, 2).reshape({length, -1}));
+    row += length;
+    memory_row += block.length;
+  }
+  return out;
+}
+
+DecodeAttention::DecodeAttention(const AttentionShape& shape, KvCache* cache,
+                                 KvCache* cross_cache)
+    : shape_(shape), cache_(cache), cross_cache_(cross_cache) {
+  int64_t capacity = cache->shape().capacity;
+  if (cross_cache != nullptr) {
+    capacity = std::max(capacity, cross_cache->shape().capacity);
+  }
+  scratch_.resize(static_cast<size_t>(capacity));
+}
+
+void DecodeAttention::Attend(const Input& input, KvCache& cache,
+                             const Row& row, DecodeAttentionArgs args) {
+  args.heads = shape_.heads;
+  args.scale = static_cast<float>(input.scale);
+  args.scratch = scratch_.data();
+  args.shape = cache.shape();
+  args.keys = cache.keys(input.layer, row.slot);
+  args.values = cache.values(input.layer, row.slot);
+  AttendToCache(args);
+}
+
+at::Tensor DecodeAttention::Self(const Input& input) {
+  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
+  const float* q = input.q.const_data_ptr<float>();
+  const float* k = input.k.const_data_ptr<float>();
+  const float* v = input.v.const_data_ptr<float>();
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const Row& row = rows_[r];
+    const int64_t i = static_cast<int64_t>(r);
+    AppendToCache(cache_->shape(), row.position, k + i * input.k.stride(0),
+                  v + i * input.v.stride(0),
+                  cache_->keys(input.layer, row.slot),
+                  cache_->values(input.layer, row.slot));
+    DecodeAttentionArgs args;
+    args.length = row.position + 1;
+    args.q = q + i * input.q.stride(0);
+    args.out = out.data_ptr<float>() + i * out.stride(0);
+    Attend(input, *cache_, row, args);
+  }
+  return out;
+}
+
+at::Tensor DecodeAttention::Cross(const Input& input) {
+  COX_CHECK(cross_cache_ != nullptr);
+  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
+  const float* q = input.q.const_data_ptr<float>();
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const int64_t i = static_cast<int64_t>(r);
+    DecodeAttentionArgs args;
+    args.length = rows_[r].memory_length;
+    args.q = q + i * input.q.stride(0);
+    args.out = out.data_ptr<float>() + i * out.stride(0);
+    Attend(input, *cross_cache_, rows_[r], args);
+  }
+  return out;
+}
+
+}  // namespace cox

@@ -1,0 +1,96 @@
+#ifndef COX_LIB_MODEL_KV_CACHE_H_
+#define COX_LIB_MODEL_KV_CACHE_H_
+
+// Keys and values of growing sequences, and the attention backends that fill
+// and read them. Float32. A slot's result depends on that slot alone: prefill
+// works on unpadded sequences, decoding on each slot's own length.
+
+#include <cstdint>
+#include <vector>
+
+#include "ATen/core/Tensor.h"
+#include "lib/model/attention.h"
+#include "lib/model/kernels.h"
+
+namespace cox {
+
+// Per layer: keys [slots, kv_heads, head_dim, capacity], values [slots,
+// kv_heads, capacity, padded_dim].
+class KvCache {
+ public:
+  struct Size {
+    int64_t layers = 0;
+    int64_t slots = 0;
+    int64_t positions = 0;  // per slot
+  };
+  KvCache(const AttentionShape& shape, const Size& size);
+
+  // Writes positions 0 .. length - 1 of `count` neighbouring slots. k, v
+  // [count * length, kv_heads * head_dim].
+  struct Block {
+    int64_t layer = 0;
+    int64_t first_slot = 0;
+    int64_t count = 0;
+    int64_t length = 0;
+  };
+  void Fill(const Block& block, const at::Tensor& k, const at::Tensor& v);
+  float* keys(int64_t layer, int64_t slot);
+  float* values(int64_t layer, int64_t slot);
+  const CacheShape& shape() const { return shape_; }
+
+ private:
+  CacheShape shape_;
+  std::vector<at::Tensor> keys_, values_;
+};
+
+// Causal attention of the packed prompts; leaves their keys and values in
+// slots 0, 1, ... For encoder-decoders also the cross keys: `memory_lengths`
+// per slot, encoder rows packed in slot order.
+class PrefillAttention : public PackedAttention {
+ public:
+  PrefillAttention(const AttentionShape& attention_shape,
+                   std::vector<int64_t> prompt_lengths, KvCache* cache)
+      : PackedAttention(attention_shape, std::move(prompt_lengths),
+                        /*causal=*/true),
+        cache_(cache) {}
+  void AttendAcross(std::vector<int64_t> memory_lengths, KvCache* cache) {
+    memory_lengths_ = std::move(memory_lengths);
+    cross_cache_ = cache;
+  }
+  at::Tensor Self(const Input& input) override;
+  at::Tensor Cross(const Input& input) override;
+
+ private:
+  KvCache* cache_;
+  std::vector<int64_t> memory_lengths_;
+  KvCache* cross_cache_ = nullptr;
+};
+
+// One new token per active slot; rows past them are filler and get zeros.
+class DecodeAttention : public AttentionBackend {
+ public:
+  struct Row {
+    int64_t slot = 0;
+    int64_t position = 0;       // of the new token
+    int64_t memory_length = 0;  // encoder-decoder only
+  };
+  DecodeAttention(const AttentionShape& shape, KvCache* cache,
+                  KvCache* cross_cache);
+  void SetRows(std::vector<Row> rows) { rows_ = std::move(rows); }
+  at::Tensor Self(const Input& input) override;
+  at::Tensor Cross(const Input& input) override;
+
+ private:
+  void Attend(const Input& input, KvCache& cache, const Row& row,
+              DecodeAttentionArgs args);
+
+  AttentionShape shape_;
+  KvCache* cache_;
+  KvCache* cross_cache_;
+  std::vector<Row> rows_;
+  std::vector<float> scratch_;
+};
+
+}  // namespace cox
+
+#endif  // COX_LIB_MODEL_KV_CACHE_H_

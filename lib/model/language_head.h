@@ -1,0 +1,58 @@
+#ifndef COX_LIB_MODEL_LANGUAGE_HEAD_H_
+#define COX_LIB_MODEL_LANGUAGE_HEAD_H_
+
+// Log-probs of given tokens under softmax(h W^T + b), and their gradient, in
+// row chunks, outside autograd: forward needs one pass over the logits and
+// backward one more, in place, and no [rows, vocab] log-softmax is ever made.
+
+#include <cstdint>
+#include <vector>
+
+#include "ATen/core/Tensor.h"
+
+namespace cox {
+
+class LanguageHead {
+ public:
+  struct Options {
+    at::Tensor weight;  // [V, d] float32
+    at::Tensor bias;    // [V] or undefined
+    double temperature = 1.0;
+    // Bound of rows * V held at once. Fits whole: kept for Backward();
+    // otherwise computed twice.
+    int64_t max_logit_elements = 0;
+  };
+  // Row outputs [n].
+  struct Output {
+    std::vector<float> logprobs;
+    std::vector<float> entropies;
+  };
+  struct Gradient {
+    std::vector<float> logprobs;   // [n]
+    std::vector<float> entropies;  // [n] or empty
+    at::Tensor weight;             // [V, d]: added to
+    at::Tensor bias;               // [V] or undefined: added to
+  };
+
+  explicit LanguageHead(Options options) : options_(std::move(options)) {}
+
+  // `hidden` [n, d] float32 without graph, `targets` [n].
+  Output Forward(const at::Tensor& hidden, std::vector<int32_t> targets,
+                 bool keep_logits);
+  // d loss / d hidden [n, d]. REQUIRES: Forward() before.
+  at::Tensor Backward(const Gradient& gradient);
+
+ private:
+  at::Tensor Logits(int64_t first, int64_t rows) const;
+
+  Options options_;
+  at::Tensor hidden_;  // divided by the temperature
+  std::vector<int32_t> targets_;
+  std::vector<float> log_sums_, entropies_;
+  int64_t chunk_ = 1;
+  std::vector<at::Tensor> kept_;  // logits per chunk, or empty
+};
+
+}  // namespace cox
+
+#endif  // COX_LIB_MODEL_LANGUAGE_HEAD_H_

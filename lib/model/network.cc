@@ -1,0 +1,279 @@
+#include "lib/model/network.h"
+
+#include <cmath>
+
+#include "ATen/ops/addmm.h"
+#include "ATen/ops/cat.h"
+#include "ATen/ops/embedding.h"
+#include "ATen/ops/gelu.h"
+#include "ATen/ops/layer_norm.h"
+#include "ATen/ops/linear.h"
+#include "ATen/ops/rsqrt.h"
+#include "ATen/ops/silu.h"
+#include "ATen/ops/split.h"
+#include "ATen/ops/tensor.h"
+#include "lib/base/status.h"
+#include "lib/model/rotary.h"
+
+namespace cox {
+namespace {
+
+// x / sqrt(mean(x²) + eps), THEN times the weight (docs/algorithms.md §12).
+at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  at::Tensor inverse =
+      at::rsqrt(x.pow(2).mean(/*dim=*/{-1}, /*keepdim=*/true).add(eps));
+  return x.mul(inverse).mul(weight);
+}
+
+// rotate_half: (-second half, first half) of each head.
+at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos,
+                  const at::Tensor& sin) {
+  const int64_t half = x.size(-1) / 2;
+  at::Tensor turned = at::cat(
+      {x.narrow(-1, half, half).neg(), x.narrow(-1, 0, half)}, /*dim=*/-1);
+  return x.mul(cos).add(turned.mul(sin));
+}
+
+}  // namespace
+
+// Hands out the parameters in layout order.
+class Network::Cursor {
+ public:
+  explicit Cursor(std::vector<at::Tensor> parameters)
+      : parameters_(std::move(parameters)) {}
+  at::Tensor Tensor() { return std::move(parameters_.at(at_++)); }
+  Network::Linear Linear(bool bias) {
+    Network::Linear linear;
+    linear.weight = Tensor();
+    if (bias) linear.bias = Tensor();
+    return linear;
+  }
+  Network::Linear Conv1d() {
+    Network::Linear linear = Linear(/*bias=*/true);
+    linear.input_major = true;
+    return linear;
+  }
+  Network::Norm LayerNorm() {
+    Network::Norm norm;
+    norm.weight = Tensor();
+    norm.bias = Tensor();
+    return norm;
+  }
+  bool done() const { return at_ == parameters_.size(); }
+
+ private:
+  std::vector<at::Tensor> parameters_;
+  size_t at_ = 0;
+};
+
+Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters)
+    : config_(config) {
+  Cursor next(std::move(parameters));
+  const bool encdec = config.family == ModelFamily::kInstructEncdec;
+  tokens_ = next.Tensor();
+  if (config.family == ModelFamily::kGpt2) {
+    BuildGpt2(next);
+  } else if (encdec) {
+    encoder_positions_ = next.Tensor();
+    positions_ = next.Tensor();
+    encoder_ = BuildEncdecStack(next, /*decoder=*/false, encoder_norm_);
+    blocks_ = BuildEncdecStack(next, /*decoder=*/true, norm_);
+  } else {
+    BuildLlamaFamily(next);
+    rotary_frequencies_ = at::tensor(RotaryFrequencies(config), at::kDouble);
+  }
+  const bool scalar = config.head == HeadKind::kScalar;
+  if (scalar || !config.tied_embeddings) {
+    Linear head = next.Linear(scalar ? config.score_bias : encdec);
+    head_weight_ = head.weight;
+    head_bias_ = head.bias;
+  } else {
+    head_weight_ = tokens_;
+  }
+  COX_CHECK(next.done());
+}
+
+void Network::BuildGpt2(Cursor& next) {
+  positions_ = next.Tensor();
+  for (int64_t i = 0; i < config_.layers; ++i) {
+    Block block;
+    block.norm1 = next.LayerNorm();
+    block.self.qkv = next.Conv1d();
+    block.self.o = next.Conv1d();
+    block.norm2 = next.LayerNorm();
+    block.up = next.Conv1d();
+    block.down = next.Conv1d();
+    blocks_.push_back(std::move(block));
+  }
+  norm_ = next.LayerNorm();
+}
+
+void Network::BuildLlamaFamily(Cursor& next) {
+  const bool qwen2 = config_.family == ModelFamily::kQwen2;
+  const bool qkv_bias = qwen2 || config_.attention_bias;
+  for (int64_t i = 0; i < config_.layers; ++i) {
+    Block block;
+    block.norm1.weight = next.Tensor();
+    block.self.q = next.Linear(qkv_bias);
+    block.self.k = next.Linear(qkv_bias);
+    block.self.v = next.Linear(qkv_bias);
+    block.self.o = next.Linear(!qwen2 && config_.attention_bias);
+    if (config_.family == ModelFamily::kQwen3) {
+      block.self.q_norm = next.Tensor();
+      block.self.k_norm = next.Tensor();
+    }
+    block.norm2.weight = next.Tensor();
+    block.gate = next.Linear(config_.mlp_bias);
+    block.up = next.Linear(config_.mlp_bias);
+    block.down = next.Linear(config_.mlp_bias);
+    blocks_.push_back(std::move(block));
+  }
+  norm_.weight = next.Tensor();
+}
+
+std::vector<Network::Block> Network::BuildEncdecStack(Cursor& next,
+                                                      bool decoder,
+                                                      Norm& last) {
+  auto attention = [&next] {
+    AttentionWeights w;
+    w.q = next.Linear(/*bias=*/true);
+    w.k = next.Linear(/*bias=*/true);
+    w.v = next.Linear(/*bias=*/true);
+    w.o = next.Linear(/*bias=*/true);
+    return w;
+  };
+  std::vector<Block> stack;
+  const int64_t layers = decoder ? config_.layers : config_.encoder_layers;
+  for (int64_t i = 0; i < layers; ++i) {
+    Block block;
+    block.norm1 = next.LayerNorm();
+    block.self = attention();
+    if (decoder) {
+      block.norm_cross = next.LayerNorm();
+      block.cross = attention();
+    }
+    block.norm2 = next.LayerNorm();
+    block.up = next.Linear(/*bias=*/true);
+    block.down = next.Linear(/*bias=*/true);
+    stack.push_back(std::move(block));
+  }
+  last = next.LayerNorm();
+  return stack;
+}
+
+at::Tensor Network::Apply(const Linear& linear, const at::Tensor& x) const {
+  if (linear.input_major) return at::addmm(linear.bias, x, linear.weight);
+  if (!linear.bias.defined()) return at::linear(x, linear.weight);
+  return at::linear(x, linear.weight, linear.bias);
+}
+
+at::Tensor Network::Apply(const Norm& norm, const at::Tensor& x) const {
+  if (!norm.bias.defined()) return RmsNorm(x, norm.weight, config_.norm_eps);
+  return at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias,
+                        config_.norm_eps);
+}
+
+at::Tensor Network::Mlp(const Block& block, const at::Tensor& x) const {
+  if (block.gate.weight.defined()) {
+    return Apply(block.down,
+                 at::silu(Apply(block.gate, x)).mul(Apply(block.up, x)));
+  }
+  // GPT-2: gelu_new; encoder-decoder: the erf form.
+  const char* form = config_.family == ModelFamily::kGpt2 ? "tanh" : "none";
+  return Apply(block.down, at::gelu(Apply(block.up, x), form));
+}
+
+// Angles in float64, so that long contexts lose nothing before cos and sin.
+Network::Rotary Network::MakeRotary(const at::Tensor& positions) const {
+  Rotary rotary;
+  if (!rotary_frequencies_.defined()) return rotary;
+  at::Tensor angles = positions.to(at::kDouble).unsqueeze(-1).mul(
+      rotary_frequencies_);
+  angles = at::cat({angles, angles}, /*dim=*/-1).unsqueeze(1);
+  rotary.cos = angles.cos().to(tokens_.scalar_type());
+  rotary.sin = angles.sin().to(tokens_.scalar_type());
+  return rotary;
+}
+
+// Qwen3: RMSNorm over each head of [N, heads, head_dim].
+at::Tensor Network::HeadNorm(const at::Tensor& weight,
+                             const at::Tensor& x) const {
+  return weight.defined() ? RmsNorm(x, weight, config_.norm_eps) : x;
+}
+
+at::Tensor Network::SelfAttention(const AttentionWeights& w,
+                                  const at::Tensor& x, int64_t layer,
+                                  const Rotary& rotary,
+                                  AttentionBackend& attention) const {
+  AttentionBackend::Input in;
+  in.layer = layer;
+  in.scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
+  if (config_.scale_by_inverse_layer) {
+    in.scale /= static_cast<double>(layer + 1);
+  }
+  if (w.qkv.weight.defined()) {
+    // split, not three narrows: its backward is one concatenation.
+    std::vector<at::Tensor> parts =
+        at::split(Apply(w.qkv, x), config_.hidden, /*dim=*/-1);
+    in.q = parts[0];
+    in.k = parts[1];
+    in.v = parts[2];
+  } else {
+    in.q = Apply(w.q, x);
+    in.k = Apply(w.k, x);
+    in.v = Apply(w.v, x);
+  }
+  if (rotary.cos.defined()) {
+    const int64_t n = x.size(0);
+    auto encode = [&](const at::Tensor& t, const at::Tensor& norm) {
+      at::Tensor heads = HeadNorm(norm, t.view({n, -1, config_.head_dim}));
+      return Rotate(heads, rotary.cos, rotary.sin).view({n, -1});
+    };
+    in.q = encode(in.q, w.q_norm);
+    in.k = encode(in.k, w.k_norm);
+  }
+  return Apply(w.o, attention.Self(in));
+}
+
+at::Tensor Network::Encode(const TokenRows& rows,
+                           AttentionBackend& attention) const {
+  at::Tensor x = at::embedding(tokens_, rows.ids)
+                     .add(at::embedding(encoder_positions_, rows.positions));
+  for (size_t i = 0; i < encoder_.size(); ++i) {
+    const Block& block = encoder_[i];
+    x = x.add(SelfAttention(block.self, Apply(block.norm1, x),
+                            static_cast<int64_t>(i), Rotary(), attention));
+    x = x.add(Mlp(block, Apply(block.norm2, x)));
+  }
+  return Apply(encoder_norm_, x);
+}
+
+at::Tensor Network::Decode(const TokenRows& rows, const at::Tensor& memory,
+                           AttentionBackend& attention) const {
+  at::Tensor x = at::embedding(tokens_, rows.ids);
+  if (positions_.defined()) {
+    x = x.add(at::embedding(positions_, rows.positions));
+  }
+  const Rotary rotary = MakeRotary(rows.positions);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const Block& block = blocks_[i];
+    const int64_t layer = static_cast<int64_t>(i);
+    x = x.add(SelfAttention(block.self, Apply(block.norm1, x), layer, rotary,
+                            attention));
+    if (block.cross.q.weight.defined()) {
+      AttentionBackend::Input in;
+      in.layer = layer;
+      in.scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
+      in.q = Apply(block.cross.q, Apply(block.norm_cross, x));
+      if (memory.defined()) {
+        in.k = Apply(block.cross.k, memory);
+        in.v = Apply(block.cross.v, memory);
+      }
+      x = x.add(Apply(block.cross.o, attention.Cross(in)));
+    }
+    x = x.add(Mlp(block, Apply(block.norm2, x)));
+  }
+  return Apply(norm_, x);
+}
+
+}  // namespace cox

@@ -1,0 +1,107 @@
+#ifndef COX_LIB_MODEL_NETWORK_H_
+#define COX_LIB_MODEL_NETWORK_H_
+
+// The networks of docs/algorithms.md §12 and §13 over plain tensors. All
+// row-wise work (embedding, norms, projections, MLP, rotary positions) is here
+// and sees N token rows [N, ...]; which rows attend to which is the business of
+// an AttentionBackend. So training, scoring, prefill and cached decoding run
+// the same arithmetic. Works in the dtype of its parameters.
+
+#include <cstdint>
+#include <vector>
+
+#include "ATen/core/Tensor.h"
+#include "lib/engine/model_config.h"
+
+namespace cox {
+
+// One layer's attention over rows. q [N, heads * head_dim]; k, v
+// [N, kv_heads * head_dim], positions already encoded. Returns q's shape.
+class AttentionBackend {
+ public:
+  virtual ~AttentionBackend() = default;
+  struct Input {
+    int64_t layer = 0;
+    double scale = 1.0;
+    at::Tensor q, k, v;
+  };
+  virtual at::Tensor Self(const Input& input) = 0;
+  // k, v come from encoder rows [M, ...], or are undefined when the backend
+  // holds them from an earlier call.
+  virtual at::Tensor Cross(const Input& input) = 0;
+};
+
+struct TokenRows {
+  at::Tensor ids;        // [N] int64
+  at::Tensor positions;  // [N] int64
+};
+
+class Network {
+ public:
+  // `parameters` in ParameterShapes() order. The tensors are kept, so a leaf
+  // that requires grad collects gradients.
+  Network(const ModelConfig& config, std::vector<at::Tensor> parameters);
+
+  // Encoder states [M, hidden] (final norm applied). Encoder-decoder only.
+  at::Tensor Encode(const TokenRows& rows, AttentionBackend& attention) const;
+  // Final-normed states [N, hidden] of the decoder. `memory`: encoder states,
+  // undefined without encoder or when `attention` holds their keys already.
+  at::Tensor Decode(const TokenRows& rows, const at::Tensor& memory,
+                    AttentionBackend& attention) const;
+
+  // [vocab, hidden] or, for a scalar head, [1, hidden].
+  const at::Tensor& head_weight() const { return head_weight_; }
+  // [vocab] or [1]; undefined without bias.
+  const at::Tensor& head_bias() const { return head_bias_; }
+  const ModelConfig& config() const { return config_; }
+
+ private:
+  struct Linear {
+    at::Tensor weight, bias;
+    bool input_major = false;  // GPT-2's Conv1D: [in, out]
+  };
+  struct Norm {
+    at::Tensor weight, bias;  // no bias: RMSNorm
+  };
+  struct AttentionWeights {
+    Linear qkv;  // GPT-2's fused projection, else q, k, v
+    Linear q, k, v, o;
+    at::Tensor q_norm, k_norm;  // Qwen3
+  };
+  struct Block {
+    Norm norm1, norm_cross, norm2;
+    AttentionWeights self, cross;
+    Linear up, gate, down;  // gate: SwiGLU only
+  };
+  struct Rotary {
+    at::Tensor cos, sin;  // [N, 1, head_dim]; undefined: none
+  };
+  class Cursor;
+
+  void BuildGpt2(Cursor& next);
+  void BuildLlamaFamily(Cursor& next);
+  std::vector<Block> BuildEncdecStack(Cursor& next, bool decoder, Norm& last);
+
+  at::Tensor Apply(const Linear& linear, const at::Tensor& x) const;
+  at::Tensor Apply(const Norm& norm, const at::Tensor& x) const;
+  at::Tensor Mlp(const Block& block, const at::Tensor& x) const;
+  Rotary MakeRotary(const at::Tensor& positions) const;
+  at::Tensor HeadNorm(const at::Tensor& weight, const at::Tensor& x) const;
+  at::Tensor SelfAttention(const AttentionWeights& w, const at::Tensor& x,
+                           int64_t layer, const Rotary& rotary,
+                           AttentionBackend& attention) const;
+
+  ModelConfig config_;
+  at::Tensor tokens_;             // [vocab, hidden]
+  at::Tensor positions_;          // learned positions, or undefined
+  at::Tensor encoder_positions_;
+  std::vector<Block> encoder_;
+  std::vector<Block> blocks_;
+  Norm encoder_norm_, norm_;
+  at::Tensor head_weight_, head_bias_;
+  at::Tensor rotary_frequencies_;  // [head_dim / 2] float64
+};
+
+}  // namespace cox
+
+#endif  // COX_LIB_MODEL_NETWORK_H_

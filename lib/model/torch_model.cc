@@ -1,0 +1,364 @@
+#include "lib/model/torch_model.h"
+
+#include <algorithm>
+#include <map>
+
+#include "ATen/Context.h"
+#include "ATen/Parallel.h"
+#include "ATen/Version.h"
+#include "ATen/ops/arange.h"
+#include "ATen/ops/empty.h"
+#include "ATen/ops/from_blob.h"
+#include "ATen/ops/linear.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "c10/core/GradMode.h"
+#include "lib/model/guard.h"
+#include "torch/headeronly/version.h"
+
+namespace cox {
+namespace {
+
+std::optional<at::ScalarType> TorchType(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return at::kFloat;
+    case DType::kBF16: return at::kBFloat16;
+    case DType::kF16: return at::kHalf;
+    case DType::kF64: return at::kDouble;
+    default: return std::nullopt;
+  }
+}
+
+// True at [b, j] for j < lengths[b].
+at::Tensor LengthMask(int64_t length, const std::vector<int32_t>& lengths) {
+  at::Tensor ends = at::empty({static_cast<int64_t>(lengths.size()), 1},
+                              at::kLong);
+  std::copy(lengths.begin(), lengths.end(), ends.data_ptr<int64_t>());
+  return at::arange(length, at::kLong).unsqueeze(0).lt(ends);
+}
+
+bool AnyPadding(int64_t length, const std::vector<int32_t>& lengths) {
+  return std::any_of(lengths.begin(), lengths.end(),
+                     [length](int32_t n) { return n < length; });
+}
+
+std::vector<float> ToVector(const at::Tensor& values) {
+  at::Tensor flat = values.contiguous();
+  const float* data = flat.const_data_ptr<float>();
+  return std::vector<float>(data, data + flat.numel());
+}
+
+}  // namespace
+
+absl::Status CheckEngineOptions(const EngineOptions& options) {
+  if (options.device != "cpu") {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "device: this build computes on cpu only, found ", options.device));
+  }
+  if (options.threads < 1 || options.max_logit_elements < 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "engine: expected threads and max_logit_elements >= 1, found ",
+        options.threads, " and ", options.max_logit_elements));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> InitTorch(const EngineOptions& options) {
+  COX_RETURN_IF_ERROR(CheckEngineOptions(options));
+  return Guard("init", [&]() -> absl::StatusOr<std::string> {
+    at::set_num_threads(options.threads);
+    at::Context& context = at::globalContext();
+    context.setDeterministicAlgorithms(true, /*warn_only=*/true);
+    // Filling every new tensor would cost a pass over memory each.
+    context.setDeterministicFillUninitializedMemory(false);
+    c10::GradMode::set_enabled(false);
+    return absl::StrCat("torch-", TORCH_VERSION, "/cpu/",
+                        absl::AsciiStrToLower(at::get_cpu_capability()),
+                        "/threads=", options.threads);
+  });
+}
+
+at::Tensor FloatView(const float* data, const std::vector<int64_t>& shape) {
+  // from_blob wants a mutable pointer; frozen engines never write.
+  return at::from_blob(const_cast<float*>(data), shape, at::kFloat);
+}
+
+absl::StatusOr<std::vector<at::Tensor>> ParametersFromSnapshot(
+    const Snapshot& snapshot, const ModelConfig& config) {
+  std::map<std::string_view, const TensorInfo*> found;
+  for (const TensorInfo& tensor : snapshot.manifest.tensors) {
+    found.emplace(tensor.name, &tensor);
+  }
+  std::vector<at::Tensor> out;
+  for (const auto& [name, shape] : ParameterShapes(config)) {
+    auto it = found.find(name);
+    if (it == found.end()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("weights: tensor ", name, " is missing"));
+    }
+    const TensorInfo& tensor = *it->second;
+    if (tensor.shape != shape) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "weights: tensor ", name, ": expected [", absl::StrJoin(shape, ", "),
+          "], found [", absl::StrJoin(tensor.shape, ", "), "]"));
+    }
+    COX_ASSIGN_OR_RETURN(auto bytes, snapshot.Tensor(name));
+    const std::optional<at::ScalarType> type = TorchType(tensor.dtype);
+    if (!type.has_value()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("weights: tensor ", name, ": expected floats, found ",
+                       std::string(DTypeName(tensor.dtype))));
+    }
+    void* data = const_cast<std::byte*>(bytes.data());
+    out.push_back(at::from_blob(data, shape, *type).to(at::kFloat));
+  }
+  if (found.size() != out.size()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("weights: expected ", out.size(), " tensors, found ",
+                     found.size()));
+  }
+  return out;
+}
+
+TokenRows GridRows(int64_t batch, int64_t length,
+                   const std::vector<int32_t>& ids,
+                   const std::vector<int32_t>& lengths) {
+  TokenRows rows;
+  rows.ids = at::empty({batch * length}, at::kLong);
+  rows.positions = at::empty({batch * length}, at::kLong);
+  int64_t* id = rows.ids.data_ptr<int64_t>();
+  int64_t* position = rows.positions.data_ptr<int64_t>();
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t j = 0; j < length; ++j) {
+      const int64_t i = b * length + j;
+      const bool real = j < lengths[static_cast<size_t>(b)];
+      id[i] = real ? ids[static_cast<size_t>(i)] : 0;
+      position[i] = real ? j : 0;
+    }
+  }
+  return rows;
+}
+
+namespace {
+
+// Fills the packing fields of `grid` and returns the real tokens as rows.
+TokenRows PackRealTokens(const TokenBatch& batch,
+                         const std::vector<int64_t>& slots,
+                         GridOptions* grid) {
+  std::vector<int64_t> ids, positions;
+  std::vector<int64_t> row_of_slot(batch.ids.size(), 0);
+  for (size_t row = 0; row < slots.size(); ++row) {
+    const size_t slot = static_cast<size_t>(slots[row]);
+    ids.push_back(batch.ids[slot]);
+    positions.push_back(slots[row] % batch.length);
+    row_of_slot[slot] = static_cast<int64_t>(row);
+  }
+  if (slots.size() != batch.ids.size()) {
+    grid->row_of_slot = IndexTensor(row_of_slot);
+    grid->slot_of_row = IndexTensor(slots);
+  }
+  return {IndexTensor(ids), IndexTensor(positions)};
+}
+
+}  // namespace
+
+BatchStates StatesOf(const Network& network, const TokenBatch& batch,
+                     bool fused_attention) {
+  const AttentionShape shape = ShapeOf(network.config(), fused_attention);
+  GridOptions grid;
+  grid.batch = batch.batch;
+  grid.length = batch.length;
+  at::Tensor memory;
+  if (network.config().family == ModelFamily::kInstructEncdec) {
+    GridOptions encoder;
+    encoder.batch = batch.batch;
+    encoder.length = batch.instruction_length;
+    encoder.causal = false;
+    if (AnyPadding(batch.instruction_length, batch.instruction_lengths)) {
+      encoder.key_mask =
+          LengthMask(batch.instruction_length, batch.instruction_lengths);
+    }
+    grid.memory_length = encoder.length;
+    grid.memory_mask = encoder.key_mask;
+    GridAttention attention(shape, encoder);
+    memory = network.Encode(
+        GridRows(batch.batch, batch.instruction_length, batch.instruction_ids,
+                 batch.instruction_lengths),
+        attention);
+  }
+  const std::vector<int64_t> slots = RealSlots(batch);
+  const TokenRows rows = PackRealTokens(batch, slots, &grid);
+  GridAttention attention(shape, grid);
+  BatchStates out;
+  out.rows = network.Decode(rows, memory, attention);
+  out.row_of_slot.assign(batch.ids.size(), -1);
+  for (size_t row = 0; row < slots.size(); ++row) {
+    out.row_of_slot[static_cast<size_t>(slots[row])] =
+        static_cast<int64_t>(row);
+  }
+  return out;
+}
+
+at::Tensor SelectSlots(const BatchStates& states,
+                       const std::vector<int64_t>& slots) {
+  if (static_cast<int64_t>(slots.size()) == states.rows.size(0)) {
+    return states.rows;
+  }
+  std::vector<int64_t> rows;
+  for (int64_t slot : slots) {
+    rows.push_back(states.row_of_slot[static_cast<size_t>(slot)]);
+  }
+  return states.rows.index_select(0, IndexTensor(rows));
+}
+
+ScoredSlots FindScored(const TokenBatch& batch) {
+  ScoredSlots scored;
+  for (size_t i = 0; i < batch.scored.size(); ++i) {
+    if (batch.scored[i] == 0) continue;
+    scored.slots.push_back(static_cast<int64_t>(i));
+    scored.targets.push_back(batch.ids[i + 1]);
+  }
+  return scored;
+}
+
+at::Tensor IndexTensor(const std::vector<int64_t>& values) {
+  at::Tensor out = at::empty({static_cast<int64_t>(values.size())}, at::kLong);
+  std::copy(values.begin(), values.end(), out.data_ptr<int64_t>());
+  return out;
+}
+
+std::vector<int64_t> RealSlots(const TokenBatch& batch) {
+  std::vector<int64_t> out;
+  for (int64_t b = 0; b < batch.batch; ++b) {
+    for (int64_t j = 0; j < batch.lengths[static_cast<size_t>(b)]; ++j) {
+      out.push_back(b * batch.length + j);
+    }
+  }
+  return out;
+}
+
+std::vector<int64_t> LastSlots(const TokenBatch& batch) {
+  std::vector<int64_t> out;
+  for (int64_t b = 0; b < batch.batch; ++b) {
+    out.push_back(b * batch.length + batch.lengths[static_cast<size_t>(b)] -
+                  1);
+  }
+  return out;
+}
+
+at::Tensor ScalarHead(const Network& network, const at::Tensor& states) {
+  std::optional<at::Tensor> bias;
+  if (network.head_bias().defined()) bias = network.head_bias();
+  return at::linear(states, network.head_weight(), bias).view({-1});
+}
+
+absl::Status TorchModel::Load(std::shared_ptr<const Snapshot> snapshot) {
+  COX_ASSIGN_OR_RETURN(ModelConfig config,
+                       ModelConfig::FromJson(snapshot->manifest.config_json));
+  COX_ASSIGN_OR_RETURN(std::vector<at::Tensor> parameters,
+                       ParametersFromSnapshot(*snapshot, config));
+  Adopt(config, std::move(parameters));
+  snapshot_ = std::move(snapshot);
+  return absl::OkStatus();
+}
+
+void TorchModel::Adopt(const ModelConfig& config,
+                       std::vector<at::Tensor> parameters) {
+  network_ = std::make_unique<Network>(config, std::move(parameters));
+  config_ = config;
+}
+
+absl::Status TorchModel::Check(HeadKind head) const {
+  if (network_ == nullptr) {
+    return absl::FailedPreconditionError("no weights are loaded");
+  }
+  if (config_.head != head) {
+    return absl::FailedPreconditionError(
+        head == HeadKind::kScalar
+            ? "expected a scalar head, the model has a language-model head"
+            : "expected a language-model head, the model has a scalar head");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status TorchModel::Check(const TokenBatch& batch, HeadKind head) const {
+  COX_RETURN_IF_ERROR(Check(head));
+  return batch.Validate(config_);
+}
+
+absl::Status CheckTemperature(double temperature) {
+  if (temperature > 0 && temperature < 1e30) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("temperature: expected > 0, found ", temperature));
+}
+
+LanguageHead::Options TorchModel::HeadOptions(double temperature) const {
+  LanguageHead::Options head;
+  head.weight = network_->head_weight().detach();
+  if (network_->head_bias().defined()) {
+    head.bias = network_->head_bias().detach();
+  }
+  head.temperature = temperature;
+  head.max_logit_elements = options_.max_logit_elements;
+  return head;
+}
+
+LogprobOutput ScatterLogprobs(const TokenBatch& batch,
+                              const ScoredSlots& scored,
+                              const LanguageHead::Output& output,
+                              bool want_entropy) {
+  LogprobOutput out;
+  out.logprobs.assign(batch.ids.size(), 0.0f);
+  if (want_entropy) out.entropies.assign(batch.ids.size(), 0.0f);
+  for (size_t r = 0; r < scored.slots.size(); ++r) {
+    const size_t slot = static_cast<size_t>(scored.slots[r]);
+    out.logprobs[slot] = output.logprobs[r];
+    if (want_entropy) out.entropies[slot] = output.entropies[r];
+  }
+  return out;
+}
+
+absl::StatusOr<LogprobOutput> TorchModel::Logprobs(const TokenBatch& batch,
+                                                   double temperature,
+                                                   bool want_entropy) const {
+  COX_RETURN_IF_ERROR(Check(batch, HeadKind::kLanguageModel));
+  COX_RETURN_IF_ERROR(CheckTemperature(temperature));
+  c10::AutoGradMode no_grad(false);
+  const ScoredSlots scored = FindScored(batch);
+  const BatchStates states =
+      StatesOf(*network_, batch, options_.fused_attention);
+  LanguageHead head(HeadOptions(temperature));
+  const LanguageHead::Output output =
+      head.Forward(SelectSlots(states, scored.slots), scored.targets,
+                   /*keep_logits=*/false);
+  return ScatterLogprobs(batch, scored, output, want_entropy);
+}
+
+absl::StatusOr<std::vector<float>> TorchModel::Values(
+    const TokenBatch& batch) const {
+  COX_RETURN_IF_ERROR(Check(batch, HeadKind::kScalar));
+  c10::AutoGradMode no_grad(false);
+  const std::vector<int64_t> slots = RealSlots(batch);
+  const std::vector<float> values = ToVector(ScalarHead(
+      *network_,
+      SelectSlots(StatesOf(*network_, batch, options_.fused_attention),
+                  slots)));
+  std::vector<float> out(batch.ids.size(), 0.0f);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    out[static_cast<size_t>(slots[i])] = values[i];
+  }
+  return out;
+}
+
+absl::StatusOr<std::vector<float>> TorchModel::Scores(
+    const TokenBatch& batch) const {
+  COX_RETURN_IF_ERROR(Check(batch, HeadKind::kScalar));
+  c10::AutoGradMode no_grad(false);
+  return ToVector(ScalarHead(
+      *network_,
+      SelectSlots(StatesOf(*network_, batch, options_.fused_attention),
+                  LastSlots(batch))));
+}
+
+}  // namespace cox

@@ -1,0 +1,107 @@
+#ifndef COX_LIB_MODEL_TORCH_MODEL_H_
+#define COX_LIB_MODEL_TORCH_MODEL_H_
+
+// What the three LibTorch engines share: weights as tensors, batches as rows,
+// and the frozen passes.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ATen/core/Tensor.h"
+#include "lib/base/status.h"
+#include "lib/engine/engine.h"
+#include "lib/model/api.h"
+#include "lib/model/attention.h"
+#include "lib/model/language_head.h"
+#include "lib/model/network.h"
+
+namespace cox {
+
+// INVALID_ARGUMENT or FAILED_PRECONDITION when no engine can be made.
+absl::Status CheckEngineOptions(const EngineOptions& options);
+
+// [V, d]-shaped float32 view of memory that outlives the tensor.
+at::Tensor FloatView(const float* data, const std::vector<int64_t>& shape);
+
+// Parameters in ParameterShapes() order. Float32 is borrowed from the
+// snapshot, other dtypes are converted. FAILED_PRECONDITION names the tensor
+// that is missing or has another shape.
+absl::StatusOr<std::vector<at::Tensor>> ParametersFromSnapshot(
+    const Snapshot& snapshot, const ModelConfig& config);
+
+// A [B, L] batch as rows, padding ids replaced by 0.
+TokenRows GridRows(int64_t batch, int64_t length,
+                   const std::vector<int32_t>& ids,
+                   const std::vector<int32_t>& lengths);
+
+// Final-normed decoder states of a batch's real tokens; padding costs nothing
+// outside attention.
+struct BatchStates {
+  at::Tensor rows;                   // [N, hidden]
+  std::vector<int64_t> row_of_slot;  // [B * L], -1 at padding
+};
+// Of a validated batch; with graph where gradients are enabled and parameters
+// require them.
+BatchStates StatesOf(const Network& network, const TokenBatch& batch,
+                     bool fused_attention);
+// [slots.size(), hidden] rows of the given grid slots (ascending, real).
+at::Tensor SelectSlots(const BatchStates& states,
+                       const std::vector<int64_t>& slots);
+
+// Grid slots with `scored` set, and the ids that follow them.
+struct ScoredSlots {
+  std::vector<int64_t> slots;
+  std::vector<int32_t> targets;
+};
+ScoredSlots FindScored(const TokenBatch& batch);
+at::Tensor IndexTensor(const std::vector<int64_t>& values);
+// Grid slots of all real tokens, and of the last one of each row.
+std::vector<int64_t> RealSlots(const TokenBatch& batch);
+std::vector<int64_t> LastSlots(const TokenBatch& batch);
+// Scalar head of rows: [n].
+at::Tensor ScalarHead(const Network& network, const at::Tensor& states);
+
+// Weights plus the frozen passes of ScoreEngine; methods mirror it.
+class TorchModel {
+ public:
+  explicit TorchModel(const EngineOptions& options) : options_(options) {}
+
+  // Borrows the snapshot.
+  absl::Status Load(std::shared_ptr<const Snapshot> snapshot);
+  // Uses tensors that somebody else owns (a trainer's parameters).
+  void Adopt(const ModelConfig& config, std::vector<at::Tensor> parameters);
+
+  // FAILED_PRECONDITION without weights or with another head,
+  // INVALID_ARGUMENT for a malformed batch.
+  absl::Status Check(HeadKind head) const;
+  absl::Status Check(const TokenBatch& batch, HeadKind head) const;
+
+  absl::StatusOr<LogprobOutput> Logprobs(const TokenBatch& batch,
+                                         double temperature,
+                                         bool want_entropy) const;
+  absl::StatusOr<std::vector<float>> Values(const TokenBatch& batch) const;
+  absl::StatusOr<std::vector<float>> Scores(const TokenBatch& batch) const;
+
+  LanguageHead::Options HeadOptions(double temperature) const;
+  const ModelConfig& config() const { return config_; }
+  const Network& network() const { return *network_; }
+  const EngineOptions& options() const { return options_; }
+
+ private:
+  EngineOptions options_;
+  ModelConfig config_;
+  std::shared_ptr<const Snapshot> snapshot_;  // owns borrowed weights
+  std::unique_ptr<Network> network_;
+};
+
+absl::Status CheckTemperature(double temperature);
+// Row outputs back on the grid, 0 elsewhere.
+LogprobOutput ScatterLogprobs(const TokenBatch& batch, const ScoredSlots& scored,
+                              const LanguageHead::Output& output,
+                              bool want_entropy);
+
+}  // namespace cox
+
+#endif  // COX_LIB_MODEL_TORCH_MODEL_H_

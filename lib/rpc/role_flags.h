@@ -1,0 +1,34 @@
+#ifndef COX_LIB_RPC_ROLE_FLAGS_H_
+#define COX_LIB_RPC_ROLE_FLAGS_H_
+
+// Command line of the processes that follow a coordinator.
+
+#include <string>
+#include <string_view>
+
+#include "lib/base/status.h"
+
+namespace cox {
+
+struct RoleFlags {
+  std::string coordinator;  // --coordinator HOST:PORT or file:PATH
+  std::string run_id;       // --run-id ID; "" = learn it
+  std::string name;         // --name actor-0
+  std::string bind;         // --bind HOST (127.0.0.1) and --port N (0)
+  std::string http_host = "127.0.0.1";  // --http-host HOST
+  int http_port = 0;                    // --http-port N
+  bool die_with_parent = false;         // --die-with-parent
+};
+
+// "--flag value" and "--flag=value". INVALID_ARGUMENT names the flag;
+// CANCELLED with the usage text for --help.
+absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
+                                         std::string_view default_name,
+                                         int argc, const char* const* argv);
+
+// Prints what ParseRoleFlags said; returns the exit code, 0 for --help.
+int PrintFlagsStatus(const absl::Status& status);
+
+}  // namespace cox
+
+#endif  // COX_LIB_RPC_ROLE_FLAGS_H_

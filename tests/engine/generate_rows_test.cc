@@ -1,0 +1,90 @@
+#include "lib/engine/generate_rows.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "lib/base/rng.h"
+#include "lib/engine/fake.h"
+
+namespace cox {
+namespace {
+
+using ::testing::HasSubstr;
+
+GenerateRequest TwoRows() {
+  GenerateRequest request;
+  request.prompts = {{1, 2}, {3}};
+  request.prompt_ids = {10, 11};
+  request.sample_indices = {0, 4};
+  request.seed = 9;
+  request.max_new_tokens = 3;
+  request.sampling.eos_ids = {0};
+  return request;
+}
+
+TEST(GenerateRowsTest, DrawsTheTokenOfTheRowsOwnUniform) {
+  GenerateRequest request = TwoRows();
+  GenerateRows rows(request);
+  // Four equal tokens: token = floor(4 u), log-prob -log 4.
+  const std::vector<float> logits(4, 0.5f);
+  ASSERT_TRUE(rows.Sample(1, logits).ok());
+  const double u = TokenUniform(9, 11, 4, 0);
+  EXPECT_EQ(rows.last_token(1), static_cast<int32_t>(4 * u));
+  GenerateResult result = rows.Take();
+  EXPECT_NEAR(result.logprobs[1][0], -1.3862944, 1e-6);
+  EXPECT_TRUE(result.tokens[0].empty());
+}
+
+TEST(GenerateRowsTest, StopsAtEosOrAtTheLimit) {
+  GenerateRequest request = TwoRows();
+  GenerateRows rows(request);
+  const std::vector<float> eos = {100.0f, 0.0f, 0.0f};
+  const std::vector<float> other = {0.0f, 100.0f, 0.0f};
+  ASSERT_TRUE(rows.Sample(0, eos).ok());
+  EXPECT_TRUE(rows.finished(0));
+  EXPECT_EQ(rows.Active(), std::vector<int64_t>{1});
+  for (int t = 0; t < 3; ++t) ASSERT_TRUE(rows.Sample(1, other).ok());
+  EXPECT_TRUE(rows.Active().empty());
+  GenerateResult result = rows.Take();
+  EXPECT_EQ(result.finish[0], FinishReason::kStop);
+  EXPECT_EQ(result.finish[1], FinishReason::kLength);
+  EXPECT_EQ(result.tokens[0], std::vector<int32_t>{0});  // EOS included
+}
+
+TEST(GenerateRowsTest, ReportsLogitsThatAreNoNumbers) {
+  GenerateRequest request = TwoRows();
+  GenerateRows rows(request);
+  const std::vector<float> bad = {0.0f, std::nanf("")};
+  absl::Status status = rows.Sample(0, bad);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("row 0, token 0"));
+}
+
+TEST(ValidateGenerateRequestTest, NamesTheField) {
+  const ModelConfig config =
+      FakeModelConfig(8, 4, HeadKind::kLanguageModel, /*max_positions=*/4);
+  auto error = [&](const GenerateRequest& request) {
+    return std::string(ValidateGenerateRequest(request, config).message());
+  };
+  EXPECT_TRUE(ValidateGenerateRequest(TwoRows(), config).ok());
+  GenerateRequest request = TwoRows();
+  request.prompts[1].clear();
+  EXPECT_THAT(error(request), HasSubstr("prompts: row 1 is empty"));
+  request = TwoRows();
+  request.prompts[0][1] = 8;
+  EXPECT_THAT(error(request), HasSubstr("expected ids 0 to 7, found 8"));
+  request = TwoRows();
+  request.prompt_ids.pop_back();
+  EXPECT_THAT(error(request), HasSubstr("prompt_ids: expected 2 rows"));
+  request = TwoRows();
+  request.max_new_tokens = 4;  // 2 + 4 - 1 positions of 4
+  EXPECT_THAT(error(request), HasSubstr("needs 5 positions"));
+  request = TwoRows();
+  request.max_new_tokens = 0;
+  EXPECT_THAT(error(request), HasSubstr("max_new_tokens"));
+  request = TwoRows();
+  request.sampling.top_p = 0;
+  EXPECT_THAT(error(request), HasSubstr("top_p"));
+}
+
+}  // namespace
+}  // namespace cox
