@@ -1,0 +1,256 @@
+#include "cli/run_command.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "cli/eval_table.h"
+#include "cli/progress_view.h"
+#include "cli/run_directory.h"
+#include "cli/supervisor.h"
+#include "lib/base/fs.h"
+#include "lib/config/config.h"
+#include "lib/rpc/operator_client.h"
+
+namespace cox {
+namespace {
+
+// A run's directory and the processes that belong to it.
+struct Launch {
+  cox::v1::RunConfig config;
+  std::string config_file;
+  std::vector<std::string> overrides;
+  std::string run_dir;
+};
+
+absl::StatusOr<Launch> Prepare(const RunOptions& options) {
+  Launch launch;
+  std::error_code error;
+  const bool is_directory = std::filesystem::is_directory(options.file, error);
+  launch.config_file =
+      is_directory ? JoinPath(options.file, "config.yaml") : options.file;
+  launch.overrides = options.overrides;
+  COX_ASSIGN_OR_RETURN(launch.config,
+                       LoadConfig({.path = launch.config_file,
+                                   .overrides = options.overrides,
+                                   .yaml_text = "",
+                                   .check_files = true}));
+  if (is_directory) {
+    launch.run_dir = options.file;
+  } else if (!launch.config.run_dir().empty()) {
+    launch.run_dir = launch.config.run_dir();
+  } else {
+    launch.run_dir = JoinPath("runs", launch.config.name());
+  }
+  launch.run_dir =
+      std::filesystem::absolute(launch.run_dir, error).lexically_normal();
+  return launch;
+}
+
+ChildSpec MakeChild(const Launch& launch, std::string role, std::string name,
+                    std::vector<std::string> arguments) {
+  ChildSpec child;
+  child.options.argv.push_back(
+      JoinPath(ExecutableDir(), absl::StrCat("cox-", role)));
+  for (std::string& argument : arguments) {
+    child.options.argv.push_back(std::move(argument));
+  }
+  child.options.log_path = JoinPath(JoinPath(launch.run_dir, "logs"),
+                                    absl::StrCat(name, ".log"));
+  child.role = std::move(role);
+  child.name = std::move(name);
+  return child;
+}
+
+std::vector<ChildSpec> MakeChildren(const Launch& launch) {
+  std::vector<std::string> arguments = {"--config", launch.config_file,
+                                        "--run-dir", launch.run_dir};
+  for (const std::string& override : launch.overrides) {
+    arguments.push_back(override);
+  }
+  std::vector<ChildSpec> children;
+  children.push_back(
+      MakeChild(launch, "coordinator", "coordinator", arguments));
+  const std::string endpoints =
+      absl::StrCat("file:", JoinPath(launch.run_dir, "endpoints.json"));
+  const auto add = [&](const char* role, int count, bool ranked) {
+    for (int i = 0; i < count; ++i) {
+      const std::string name = absl::StrCat(role, "-", i);
+      std::vector<std::string> child = {"--coordinator", endpoints, "--name",
+                                        name};
+      if (ranked) {
+        child.insert(child.end(), {"--rank", absl::StrCat(i), "--world",
+                                   absl::StrCat(count)});
+      }
+      children.push_back(MakeChild(launch, role, name, std::move(child)));
+    }
+  };
+  add("reward", launch.config.roles().rewards(), /*ranked=*/false);
+  add("actor", launch.config.roles().actors(), /*ranked=*/false);
+  add("learner", launch.config.roles().learners(), /*ranked=*/true);
+  return children;
+}
+
+// Last lines of a child's log, for a failure that ends the run.
+void PrintLogTail(const std::string& reason) {
+  const size_t at = reason.find("(log: ");
+  if (at == std::string::npos) {
+    return;
+  }
+  const std::string path = reason.substr(at + 6, reason.size() - at - 7);
+  auto text = Fs::Real().ReadAll(path);
+  if (!text.ok()) {
+    return;
+  }
+  size_t begin = text->size();
+  for (int lines = 0; begin > 0 && lines < 6; --begin) {
+    if ((*text)[begin - 1] == '\n' && begin != text->size()) {
+      ++lines;
+      if (lines == 6) {
+        break;
+      }
+    }
+  }
+  std::fprintf(stderr, "%s", text->substr(begin).c_str());
+}
+
+// Waits until the coordinator's endpoints.json is of this incarnation and it
+// answers. Returns the run's exit code if it ended before that.
+std::optional<int> WaitForCoordinator(Supervisor& supervisor,
+                                      const Launch& launch,
+                                      OperatorClient& client) {
+  const MonoTime deadline = Clock::Real().Now() + absl::Minutes(5);
+  while (Clock::Real().Now() < deadline) {
+    if (ShutdownRequested()) {
+      return kExitRetryable;
+    }
+    if (std::optional<int> code = supervisor.Poll()) {
+      return code;
+    }
+    auto endpoints = ReadEndpoints(launch.run_dir);
+    const auto pids = supervisor.Pids();
+    if (endpoints.ok() && endpoints->pid == pids.front().second &&
+        client.Status().ok()) {
+      return std::nullopt;
+    }
+    SleepUnlessShutdown(absl::Milliseconds(50));
+  }
+  std::fprintf(stderr,
+               "run: the coordinator did not answer within 5 minutes (log: "
+               "%s/logs/coordinator.log)\n",
+               launch.run_dir.c_str());
+  return kExitRetryable;
+}
+
+int Finish(Supervisor& supervisor, const Launch& launch, int code) {
+  // The other processes have seen DONE; give them a moment to leave by
+  // themselves, so that none is killed while it still writes its log.
+  const MonoTime deadline = Clock::Real().Now() + absl::Seconds(10);
+  while (code == kExitDone && Clock::Real().Now() < deadline) {
+    (void)supervisor.Poll();
+    const auto pids = supervisor.Pids();
+    if (std::all_of(pids.begin(), pids.end(),
+                    [](const auto& child) { return child.second == 0; })) {
+      break;
+    }
+    SleepUnlessShutdown(absl::Milliseconds(50));
+  }
+  supervisor.Drain(absl::Seconds(code == kExitDone ? 2 : 30));
+  if (code != kExitDone) {
+    std::fprintf(stderr, "run: ended with %d: %s\n", code,
+                 supervisor.reason().c_str());
+    PrintLogTail(supervisor.reason());
+    if (code == kExitRetryable) {
+      std::fprintf(stderr, "run: resumable: the same command goes on in %s\n",
+                   launch.run_dir.c_str());
+    }
+    return code;
+  }
+  auto eval = Fs::Real().ReadAll(JoinPath(launch.run_dir, "eval.json"));
+  if (eval.ok()) {
+    auto table = FormatEvalTable(*eval);
+    std::printf("\n%s", table.ok() ? table->c_str() : "");
+  }
+  std::printf("\nrun: done in %s (report: %s/report.html)\n",
+              launch.run_dir.c_str(), launch.run_dir.c_str());
+  return kExitDone;
+}
+
+}  // namespace
+
+int Run(const RunOptions& options) {
+  auto launch = Prepare(options);
+  if (!launch.ok()) {
+    std::fprintf(stderr, "%s\n",
+                 std::string(launch.status().message()).c_str());
+    return ExitCodeFor(launch.status());
+  }
+  auto lock = RunLock::Acquire(launch->run_dir);
+  if (!lock.ok()) {
+    std::fprintf(stderr, "run: %s\n",
+                 std::string(lock.status().message()).c_str());
+    return kExitUsage;
+  }
+  if (absl::Status status =
+          Fs::Real().MakeDirs(JoinPath(launch->run_dir, "logs"));
+      !status.ok()) {
+    std::fprintf(stderr, "run: %s\n", std::string(status.message()).c_str());
+    return kExitUsage;
+  }
+  RestartOptions restarts;
+  restarts.max_restarts = options.max_restarts;
+  Supervisor supervisor(MakeChildren(*launch), restarts, Clock::Real());
+  ProgressView view(isatty(STDOUT_FILENO) != 0, options.quiet,
+                    launch->config.log().metrics_every_s());
+  supervisor.OnRestart(
+      [&view](const std::string& name, const std::string& why) {
+        view.Note(absl::StrCat(name, ": ", why, "; starting it again"));
+      });
+  view.Note(absl::StrCat("run directory ", launch->run_dir));
+  OperatorClientOptions client_options;
+  client_options.address =
+      absl::StrCat("file:", JoinPath(launch->run_dir, "endpoints.json"));
+  client_options.patience = absl::Milliseconds(500);
+  OperatorClient client(client_options);
+  if (absl::Status status = supervisor.Start("coordinator"); !status.ok()) {
+    std::fprintf(stderr, "run: %s\n", std::string(status.message()).c_str());
+    return kExitUsage;
+  }
+  if (std::optional<int> code =
+          WaitForCoordinator(supervisor, *launch, client)) {
+    return Finish(supervisor, *launch, *code);
+  }
+  if (absl::Status status = supervisor.StartAll(); !status.ok()) {
+    std::fprintf(stderr, "run: %s\n", std::string(status.message()).c_str());
+    return kExitUsage;
+  }
+  while (true) {
+    if (ShutdownRequested()) {
+      view.Note("draining (SIGINT or SIGTERM)");
+      supervisor.Drain(absl::Seconds(30));
+      view.Note(absl::StrCat("stopped; the same command resumes in ",
+                             launch->run_dir));
+      return kExitRetryable;
+    }
+    if (std::optional<int> code = supervisor.Poll()) {
+      view.End();
+      return Finish(supervisor, *launch, *code);
+    }
+    if (view.Due()) {
+      auto status = client.Status();
+      if (status.ok()) {
+        view.Show(*status);
+      }
+    }
+    SleepUnlessShutdown(absl::Milliseconds(50));
+  }
+}
+
+}  // namespace cox

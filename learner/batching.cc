@@ -1,0 +1,81 @@
+#include "learner/batching.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string_view>
+
+namespace cox {
+
+TokenBatch MakeTokenBatch(std::span<const Sequence* const> rows) {
+  TokenBatch batch;
+  batch.batch = static_cast<int64_t>(rows.size());
+  for (const Sequence* row : rows) {
+    batch.length = std::max(batch.length, row->length());
+    batch.instruction_length =
+        std::max(batch.instruction_length,
+                 static_cast<int64_t>(row->instruction_ids.size()));
+  }
+  batch.ids.assign(static_cast<size_t>(batch.batch * batch.length), 0);
+  batch.scored.assign(batch.ids.size(), 0);
+  batch.instruction_ids.assign(
+      static_cast<size_t>(batch.batch * batch.instruction_length), 0);
+  for (int64_t b = 0; b < batch.batch; ++b) {
+    const Sequence& row = *rows[static_cast<size_t>(b)];
+    std::copy(row.ids.begin(), row.ids.end(),
+              batch.ids.begin() + b * batch.length);
+    batch.lengths.push_back(static_cast<int32_t>(row.length()));
+    for (int64_t t = 0; t < row.targets(); ++t) {
+      batch.scored[TargetIndex(batch, row, b, t)] = 1;
+    }
+    if (batch.instruction_length > 0) {
+      std::copy(row.instruction_ids.begin(), row.instruction_ids.end(),
+                batch.instruction_ids.begin() + b * batch.instruction_length);
+      batch.instruction_lengths.push_back(
+          static_cast<int32_t>(row.instruction_ids.size()));
+    }
+  }
+  return batch;
+}
+
+std::vector<int64_t> ElementsOfRank(int64_t n, const Collective& group) {
+  std::vector<int64_t> elements;
+  for (int64_t j = group.rank(); j < n; j += group.world_size()) {
+    elements.push_back(j);
+  }
+  return elements;
+}
+
+absl::Status ForMicroBatches(
+    std::span<const int64_t> rows, int64_t micro,
+    const std::function<absl::Status(std::span<const int64_t>)>& body) {
+  const size_t part = micro > 0 ? static_cast<size_t>(micro) : rows.size();
+  for (size_t begin = 0; begin < rows.size(); begin += part) {
+    COX_RETURN_IF_ERROR(
+        body(rows.subspan(begin, std::min(part, rows.size() - begin))));
+  }
+  return absl::OkStatus();
+}
+
+void HashSequence(const Sequence& sequence, Sha256* hash) {
+  const int64_t header[3] = {
+      sequence.length(), static_cast<int64_t>(sequence.instruction_ids.size()),
+      sequence.first_target};
+  hash->Update(std::as_bytes(std::span<const int64_t>(header)));
+  hash->Update(std::as_bytes(std::span<const int32_t>(sequence.ids)));
+  hash->Update(
+      std::as_bytes(std::span<const int32_t>(sequence.instruction_ids)));
+}
+
+bool AnyNonFinite(std::span<const float> values) {
+  return std::any_of(values.begin(), values.end(),
+                     [](float x) { return !std::isfinite(x); });
+}
+
+void PoisonGradient(TrainEngine& engine) {
+  if (!engine.Gradients().empty()) {
+    engine.Gradients()[0] = std::numeric_limits<float>::quiet_NaN();
+  }
+}
+
+}  // namespace cox

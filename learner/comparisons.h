@@ -1,0 +1,45 @@
+#ifndef COX_LEARNER_COMPARISONS_H_
+#define COX_LEARNER_COMPARISONS_H_
+
+// Ranked completions of a prompt: what the reward model learns from.
+
+#include <cstdint>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "learner/batching.h"
+#include "lib/base/status.h"
+#include "lib/data/tokenizer.h"
+
+namespace cox {
+
+struct Comparison {
+  std::vector<Sequence> completions;  // prompt and completion each, >= 2
+  std::vector<int64_t> ranks;         // 1 = best; equal = tie
+};
+
+struct ComparisonOptions {
+  const Tokenizer* tokenizer = nullptr;  // null: rows must carry token ids
+  int32_t end_id = -1;      // appended to completions given as text; -1 = none
+  int64_t vocab_size = 0;
+  int64_t max_positions = 0;  // a longer sequence is an error
+  // Encoder-decoder models: the decoder's first token; the prompt is then the
+  // instruction.
+  std::optional<int32_t> start;
+};
+
+// Rows, one JSON object a line; blank lines are skipped, other keys ignored:
+//   {"prompt": text, "responses": [text, ...], "ranking": [1 = best, ...],
+//    "prompt_ids": [...], "response_ids": [[...], ...], "instruction_ids"}
+//   {"prompt": text, "chosen": text, "rejected": text}
+// Ids are preferred where both are given: they are the very tokens sampled.
+// INVALID_ARGUMENT with "<name>:<line>: ..." for anything else, and for a file
+// without rows.
+absl::StatusOr<std::vector<Comparison>> ParseComparisons(
+    std::string_view name, std::string_view jsonl,
+    const ComparisonOptions& options);
+
+}  // namespace cox
+
+#endif  // COX_LEARNER_COMPARISONS_H_

@@ -1,0 +1,294 @@
+#include "learner/lm_trainer.h"
+
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "lib/algo/lm_loss.h"
+
+namespace cox {
+namespace {
+
+class PackedSource final : public LmSource {
+ public:
+  PackedSource(PackedTokens tokens, std::optional<int32_t> start)
+      : tokens_(std::move(tokens)), start_(start) {}
+  Sequence At(int64_t position) const override {
+    Sequence sequence;
+    sequence.ids = tokens_.Block(position);
+    if (start_.has_value()) {
+      sequence.instruction_ids = {*start_};
+    }
+    return sequence;
+  }
+
+ private:
+  PackedTokens tokens_;
+  std::optional<int32_t> start_;
+};
+
+class ExampleSource final : public LmSource {
+ public:
+  ExampleSource(std::vector<Sequence> examples, uint64_t seed,
+                std::string stream)
+      : examples_(std::move(examples)),
+        cursor_(static_cast<int64_t>(examples_.size()), seed,
+                std::move(stream)) {}
+  Sequence At(int64_t position) const override {
+    return examples_[static_cast<size_t>(cursor_.At(position))];
+  }
+
+ private:
+  std::vector<Sequence> examples_;
+  ShuffledCursor cursor_;
+};
+
+std::vector<const Sequence*> Pick(const std::vector<Sequence>& sequences,
+                                  std::span<const int64_t> rows) {
+  std::vector<const Sequence*> picked;
+  for (const int64_t row : rows) {
+    picked.push_back(&sequences[static_cast<size_t>(row)]);
+  }
+  return picked;
+}
+
+double CountTargets(const std::vector<Sequence>& sequences) {
+  double targets = 0;
+  for (const Sequence& sequence : sequences) {
+    targets += static_cast<double>(sequence.targets());
+  }
+  return targets;
+}
+
+// Σ −log p / total over this rank's rows of `sequences`, with backward.
+absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
+                                   const NllBackwardOptions& options,
+                                   TrainEngine& policy, Collective& group) {
+  const double total = CountTargets(sequences);
+  double loss = 0;
+  bool finite = true;
+  const auto backward = [&](std::span<const int64_t> rows) -> absl::Status {
+    const TokenBatch batch = MakeTokenBatch(Pick(sequences, rows));
+    return policy.AccumulateLogprobs(
+        batch, /*temperature=*/1.0, /*want_entropy=*/false,
+        [&](const LogprobOutput& output,
+            LogprobGradient* gradient) -> absl::Status {
+          gradient->logprobs.assign(output.logprobs.size(), 0.0f);
+          if (AnyNonFinite(output.logprobs)) {
+            finite = false;
+            return absl::OkStatus();
+          }
+          COX_ASSIGN_OR_RETURN(
+              NllLossResult<float> nll,
+              NllLoss<float>({batch.batch, batch.length}, output.logprobs,
+                             batch.scored, total));
+          loss += nll.loss;
+          for (size_t i = 0; i < nll.grad.size(); ++i) {
+            gradient->logprobs[i] =
+                static_cast<float>(options.coef * double{nll.grad[i]});
+          }
+          return absl::OkStatus();
+        });
+  };
+  COX_RETURN_IF_ERROR(ForMicroBatches(
+      ElementsOfRank(static_cast<int64_t>(sequences.size()), group),
+      options.micro_batch, backward));
+  if (!finite) {
+    PoisonGradient(policy);
+    return std::numeric_limits<double>::quiet_NaN();
+  }
+  return loss;
+}
+
+class LmTrainer final : public StageTrainer {
+ public:
+  LmTrainer(LmOptions options, TrainEngine& policy, Collective& group,
+            const LmSource& source, std::vector<Sequence> heldout,
+            FlatOptimizer optimizer)
+      : options_(std::move(options)),
+        policy_(policy),
+        group_(group),
+        source_(source),
+        heldout_(std::move(heldout)),
+        optimizer_(std::move(optimizer)) {}
+
+  absl::StatusOr<StepResult> Step(int64_t step, const BatchInput&) override {
+    if (step != step_ + 1) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "lm trainer: expected step ", step_ + 1, ", found ", step));
+    }
+    StepResult result;
+    if (step == 1) {
+      COX_RETURN_IF_ERROR(MeasureHeldout(&result.metrics));
+    }
+    std::vector<Sequence> batch;
+    Sha256 hash;
+    for (int64_t j = 0; j < options_.batch; ++j) {
+      batch.push_back(source_.At((step - 1) * options_.batch + j));
+      HashSequence(batch.back(), &hash);
+    }
+    result.batch_sha256 = hash.HexDigest();
+    policy_.ZeroGradients();
+    COX_ASSIGN_OR_RETURN(
+        double loss, NllBackward(batch, {.micro_batch = options_.micro_batch},
+                                 policy_, group_));
+    snapshot_ = nullptr;
+    COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
+                         optimizer_.Apply(step - 1, policy_, group_));
+    COX_RETURN_IF_ERROR(group_.AllReduceSum(std::span<double>(&loss, 1)));
+    step_ = step;
+    result.skipped = update.skipped;
+    result.metrics["loss/lm"] = loss;
+    result.metrics["lr"] = update.lr;
+    result.metrics["policy/grad_norm"] = update.grad_norm;
+    result.metrics["text/tokens"] = CountTargets(batch);
+    const bool periodic =
+        options_.heldout_every > 0 && step % options_.heldout_every == 0;
+    if (periodic || step == options_.total_steps) {
+      COX_RETURN_IF_ERROR(MeasureHeldout(&result.metrics));
+    }
+    return result;
+  }
+
+  absl::StatusOr<std::shared_ptr<const Snapshot>> Trained() override {
+    if (snapshot_ == nullptr) {
+      COX_ASSIGN_OR_RETURN(
+          snapshot_, SnapshotFromFloats(policy_.layout(), policy_.Parameters()));
+    }
+    return snapshot_;
+  }
+
+  absl::StatusOr<std::vector<StageModel>> Models() override {
+    COX_ASSIGN_OR_RETURN(std::shared_ptr<const Snapshot> trained, Trained());
+    return std::vector<StageModel>{{options_.model, std::move(trained)}};
+  }
+
+  std::string SaveState() const override {
+    StateWriter writer;
+    writer.PutInt("step", step_);
+    optimizer_.Save("policy", &writer);
+    return writer.Finish();
+  }
+
+  absl::Status LoadState(std::string_view state) override {
+    COX_ASSIGN_OR_RETURN(const StateReader reader, StateReader::Parse(state));
+    COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));
+    snapshot_ = nullptr;
+    return optimizer_.Load("policy", reader);
+  }
+
+  int64_t completed_steps() const override { return step_; }
+
+ private:
+  absl::Status MeasureHeldout(std::map<std::string, double>* metrics) {
+    if (heldout_.empty()) {
+      return absl::OkStatus();
+    }
+    double sums[2] = {0, 0};  // −Σ log p, targets
+    const auto forward = [&](std::span<const int64_t> rows) -> absl::Status {
+      const TokenBatch batch = MakeTokenBatch(Pick(heldout_, rows));
+      COX_ASSIGN_OR_RETURN(
+          const LogprobOutput output,
+          policy_.Logprobs(batch, /*temperature=*/1.0,
+                           /*want_entropy=*/false));
+      for (size_t i = 0; i < batch.scored.size(); ++i) {
+        if (batch.scored[i] != 0) {
+          sums[0] -= double{output.logprobs[i]};
+          sums[1] += 1;
+        }
+      }
+      return absl::OkStatus();
+    };
+    const int64_t micro =
+        options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
+    COX_RETURN_IF_ERROR(ForMicroBatches(
+        ElementsOfRank(static_cast<int64_t>(heldout_.size()), group_), micro,
+        forward));
+    COX_RETURN_IF_ERROR(group_.AllReduceSum(std::span<double>(sums)));
+    if (sums[1] > 0) {
+      (*metrics)["text/heldout_nll"] = sums[0] / sums[1];
+      (*metrics)["text/heldout_ppl"] = std::exp(sums[0] / sums[1]);
+    }
+    return absl::OkStatus();
+  }
+
+  const LmOptions options_;
+  TrainEngine& policy_;
+  Collective& group_;
+  const LmSource& source_;
+  const std::vector<Sequence> heldout_;
+  FlatOptimizer optimizer_;
+  int64_t step_ = 0;
+  std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
+};
+
+}  // namespace
+
+std::unique_ptr<LmSource> MakePackedSource(PackedTokens tokens,
+                                           std::optional<int32_t> start) {
+  return std::make_unique<PackedSource>(std::move(tokens), start);
+}
+
+std::unique_ptr<LmSource> MakeExampleSource(std::vector<Sequence> examples,
+                                            uint64_t seed,
+                                            std::string stream) {
+  COX_CHECK(!examples.empty());
+  return std::make_unique<ExampleSource>(std::move(examples), seed,
+                                         std::move(stream));
+}
+
+std::vector<Sequence> SftSequences(const std::vector<SftExample>& examples,
+                                   bool prompt_loss,
+                                   std::optional<int32_t> start) {
+  std::vector<Sequence> sequences;
+  for (const SftExample& example : examples) {
+    Sequence sequence;
+    const auto completion = example.ids.begin() + example.prompt_length;
+    if (start.has_value()) {
+      sequence.instruction_ids.assign(example.ids.begin(), completion);
+      if (sequence.instruction_ids.empty()) {
+        sequence.instruction_ids = {*start};
+      }
+      sequence.ids = {*start};
+      sequence.ids.insert(sequence.ids.end(), completion, example.ids.end());
+    } else {
+      sequence.ids = example.ids;
+      // The first token has no context to be predicted from.
+      sequence.first_target =
+          prompt_loss ? 1 : std::max<int64_t>(1, example.prompt_length);
+    }
+    if (!sequence.ids.empty()) {
+      sequences.push_back(std::move(sequence));
+    }
+  }
+  return sequences;
+}
+
+absl::StatusOr<std::unique_ptr<StageTrainer>> MakeLmTrainer(
+    const LmOptions& options, TrainEngine& policy, Collective& group,
+    const LmSource& source, std::vector<Sequence> heldout) {
+  if (options.batch < 1 || options.micro_batch < 0 ||
+      options.total_steps < 1 || options.heldout_every < 0) {
+    return absl::InvalidArgumentError(
+        "lm options: batch and total_steps must be at least 1, micro_batch "
+        "and heldout_every not negative");
+  }
+  COX_ASSIGN_OR_RETURN(
+      FlatOptimizer optimizer,
+      FlatOptimizer::Create(options.optimizer, policy.layout()));
+  return std::make_unique<LmTrainer>(options, policy, group, source,
+                                     std::move(heldout), std::move(optimizer));
+}
+
+absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,
+                                     const LmSource& source,
+                                     TrainEngine& policy, Collective& group) {
+  std::vector<Sequence> batch;
+  for (int64_t j = 0; j < options.count; ++j) {
+    batch.push_back(source.At(options.first_position + j));
+  }
+  return NllBackward(batch, options, policy, group);
+}
+
+}  // namespace cox

@@ -1,0 +1,69 @@
+#ifndef COX_LEARNER_OPTIMIZER_H_
+#define COX_LEARNER_OPTIMIZER_H_
+
+// Adam on the flat buffers of a TrainEngine: one sum over ranks, one norm, one
+// pass over memory (docs/algorithms.md §11).
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "learner/state.h"
+#include "lib/algo/optim.h"
+#include "lib/base/status.h"
+#include "lib/comm/collective.h"
+#include "lib/engine/engine.h"
+
+namespace cox {
+
+struct OptimizerOptions {
+  AdamOptions adam;
+  LrSchedule schedule;
+  double max_grad_norm = 1.0;  // 0 = no clipping
+  absl::Status Validate() const;
+};
+
+class FlatOptimizer {
+ public:
+  // `layout` of the engine that Apply will get. INVALID_ARGUMENT: options.
+  static absl::StatusOr<FlatOptimizer> Create(const OptimizerOptions& options,
+                                              const Manifest& layout);
+
+  struct Update {
+    double grad_norm = 0;  // over all ranks, before clipping
+    double lr = 0;
+    // Norm not finite: weights, moments and counters untouched. All ranks see
+    // the same bits, hence the same answer.
+    bool skipped = false;
+  };
+  // All ranks together. Sums Gradients() over the ranks and updates
+  // Parameters(). `schedule_step` >= 0 is the position in the schedule, a
+  // function of the step's number, so that it needs no state.
+  absl::StatusOr<Update> Apply(int64_t schedule_step, TrainEngine& engine,
+                               Collective& group);
+
+  int64_t updates() const { return updates_; }
+  // Sections "<prefix>/m", "/v", "/updates".
+  void Save(std::string_view prefix, StateWriter* writer) const;
+  absl::Status Load(std::string_view prefix, const StateReader& reader);
+
+ private:
+  struct Range {  // of one tensor, in floats
+    size_t begin = 0;
+    size_t count = 0;
+    bool decay = false;
+  };
+  explicit FlatOptimizer(const OptimizerOptions& options)
+      : options_(options) {}
+
+  OptimizerOptions options_;
+  std::vector<Range> ranges_;
+  std::vector<float> m_;  // arena layout, padding stays 0
+  std::vector<float> v_;
+  int64_t updates_ = 0;
+};
+
+}  // namespace cox
+
+#endif  // COX_LEARNER_OPTIMIZER_H_

@@ -1,0 +1,371 @@
+#include "learner/ppo_trainer.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "learner/ppo_update.h"
+
+namespace cox {
+namespace {
+
+// What a step adds up over its minibatches on this rank.
+struct StepSums {
+  PolicySums policy;
+  PolicySums first;  // first minibatch of the first epoch
+  ValueSums value;
+  double ptx = 0;
+  double policy_grad_norm = 0;
+  double value_grad_norm = 0;
+  double lr = 0;
+  int64_t policy_minibatches = 0;
+  int64_t policy_updates = 0;
+  int64_t value_minibatches = 0;
+  int64_t value_updates = 0;
+  bool stopped_early = false;
+};
+
+class PpoTrainer final : public StageTrainer {
+ public:
+  PpoTrainer(PpoOptions options, const PpoParts& parts,
+             FlatOptimizer policy_optimizer,
+             std::optional<FlatOptimizer> value_optimizer)
+      : options_(std::move(options)),
+        parts_(parts),
+        reducer_(*parts.group),
+        policy_optimizer_(std::move(policy_optimizer)),
+        value_optimizer_(std::move(value_optimizer)),
+        controller_(*options_.controller) {
+    if (options_.ema_decay > 0) {
+      ema_.assign(parts.policy->Parameters().begin(),
+                  parts.policy->Parameters().end());
+    }
+  }
+
+  absl::StatusOr<StepResult> Step(int64_t step,
+                                  const BatchInput& input) override {
+    if (step != step_ + 1) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "ppo trainer: expected step ", step_ + 1, ", found ", step));
+    }
+    StepResult result;
+    result.batch_sha256 = input.batch_sha256;
+    COX_ASSIGN_OR_RETURN(
+        RolloutBatch batch,
+        MakeRolloutBatch(step, input.trajectories, options_.rollout));
+    episodes_ += batch.shape.rows;
+    step_ = step;
+    const double beta = controller_.beta();
+    COX_RETURN_IF_ERROR(FillModelOutputs(options_, parts_, &batch));
+    if (HasNonFinite(batch)) {
+      result.skipped = true;
+    } else {
+      COX_RETURN_IF_ERROR(
+          ComputeAdvantages(options_.rollout, beta, &batch));
+      StepSums sums;
+      COX_RETURN_IF_ERROR(RunEpochs(step, batch, &sums));
+      COX_RETURN_IF_ERROR(Report(sums, &result));
+      result.skipped = sums.policy_updates + sums.value_updates == 0 &&
+                       sums.policy_minibatches + sums.value_minibatches > 0;
+      if (batch.trained_count > 0) {
+        COX_RETURN_IF_ERROR(controller_.Update(
+            batch.mean_kl, static_cast<double>(batch.trained_count)));
+      }
+    }
+    result.metrics.insert(batch.metrics.begin(), batch.metrics.end());
+    result.metrics["kl_coef"] = beta;
+    result.metrics["episode"] = static_cast<double>(episodes_);
+    return result;
+  }
+
+  absl::StatusOr<std::shared_ptr<const Snapshot>> Trained() override {
+    if (snapshot_ == nullptr) {
+      COX_ASSIGN_OR_RETURN(snapshot_,
+                           SnapshotFromFloats(parts_.policy->layout(),
+                                              parts_.policy->Parameters()));
+    }
+    return snapshot_;
+  }
+
+  absl::StatusOr<std::vector<StageModel>> Models() override {
+    std::vector<StageModel> models;
+    COX_ASSIGN_OR_RETURN(std::shared_ptr<const Snapshot> policy, Trained());
+    models.push_back({"policy", std::move(policy)});
+    if (parts_.critic != nullptr) {
+      COX_ASSIGN_OR_RETURN(std::shared_ptr<const Snapshot> critic,
+                           SnapshotFromFloats(parts_.critic->layout(),
+                                              parts_.critic->Parameters()));
+      models.push_back({"critic", std::move(critic)});
+    }
+    if (!ema_.empty()) {
+      COX_ASSIGN_OR_RETURN(
+          std::shared_ptr<const Snapshot> ema,
+          SnapshotFromFloats(parts_.policy->layout(), ema_));
+      models.push_back({"policy_ema", std::move(ema)});
+    }
+    return models;
+  }
+
+  std::string SaveState() const override {
+    StateWriter writer;
+    writer.PutInt("step", step_);
+    writer.PutInt("episodes", episodes_);
+    writer.PutDouble("kl_coef", controller_.beta());
+    policy_optimizer_.Save("policy", &writer);
+    if (value_optimizer_.has_value()) {
+      value_optimizer_->Save("critic", &writer);
+    }
+    if (!ema_.empty()) {
+      writer.PutFloats("ema", ema_);
+    }
+    return writer.Finish();
+  }
+
+  absl::Status LoadState(std::string_view state) override {
+    COX_ASSIGN_OR_RETURN(const StateReader reader, StateReader::Parse(state));
+    COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));
+    COX_ASSIGN_OR_RETURN(episodes_, reader.Int("episodes"));
+    COX_ASSIGN_OR_RETURN(const double beta, reader.Double("kl_coef"));
+    controller_.set_beta(beta);
+    COX_RETURN_IF_ERROR(policy_optimizer_.Load("policy", reader));
+    if (value_optimizer_.has_value()) {
+      COX_RETURN_IF_ERROR(value_optimizer_->Load("critic", reader));
+    }
+    if (!ema_.empty()) {
+      COX_RETURN_IF_ERROR(reader.Floats("ema", ema_));
+    }
+    snapshot_ = nullptr;
+    return absl::OkStatus();
+  }
+
+  int64_t completed_steps() const override { return step_; }
+
+ private:
+  absl::Status RunEpochs(int64_t step, const RolloutBatch& batch,
+                         StepSums* sums) {
+    for (int64_t epoch = 0; epoch < options_.epochs; ++epoch) {
+      const std::vector<Minibatch> minibatches =
+          MakeMinibatches(batch, options_, step, epoch);
+      for (size_t m = 0; m < minibatches.size(); ++m) {
+        if (minibatches[m].policy.tokens == 0) {
+          continue;  // the same on all ranks: no collective is skipped
+        }
+        // Position in the schedules and in the text, counting every minibatch.
+        const int64_t update =
+            ((step - 1) * options_.epochs + epoch) * options_.minibatches +
+            static_cast<int64_t>(m);
+        if (step > options_.value_warmup_steps) {
+          COX_RETURN_IF_ERROR(PolicyUpdate(batch, minibatches[m], update,
+                                           /*entropy=*/epoch == 0, sums));
+          if (sums->stopped_early) {
+            return absl::OkStatus();
+          }
+        }
+        if (parts_.critic != nullptr) {
+          COX_RETURN_IF_ERROR(
+              ValueUpdate(batch, minibatches[m], update, sums));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status PolicyUpdate(const RolloutBatch& batch,
+                            const Minibatch& minibatch, int64_t update,
+                            bool entropy, StepSums* sums) {
+    TrainEngine& policy = *parts_.policy;
+    policy.ZeroGradients();
+    COX_ASSIGN_OR_RETURN(
+        const PolicySums local,
+        PolicyBackward(options_, parts_, batch, minibatch,
+                       entropy || options_.entropy_coef > 0));
+    if (options_.target_kl > 0) {
+      PolicyLossSums global = local.loss_sums;
+      COX_RETURN_IF_ERROR(global.AllReduce(reducer_));
+      if (global.Finish().approxkl > 1.5 * options_.target_kl) {
+        sums->stopped_early = true;
+        return absl::OkStatus();
+      }
+    }
+    if (options_.ptx_coef > 0) {
+      const NllBackwardOptions ptx = {
+          .first_position = update * options_.ptx_batch,
+          .count = options_.ptx_batch,
+          .micro_batch = options_.micro_batch,
+          .coef = options_.ptx_coef};
+      COX_ASSIGN_OR_RETURN(
+          const double nll,
+          AccumulateNll(ptx, *parts_.ptx, policy, *parts_.group));
+      sums->ptx += nll;
+    }
+    if (sums->policy_minibatches == 0) {
+      sums->first = local;
+    }
+    sums->policy.Merge(local);
+    ++sums->policy_minibatches;
+    snapshot_ = nullptr;
+    COX_ASSIGN_OR_RETURN(
+        const FlatOptimizer::Update done,
+        policy_optimizer_.Apply(update, policy, *parts_.group));
+    sums->lr = done.lr;
+    if (done.skipped) {
+      return absl::OkStatus();
+    }
+    ++sums->policy_updates;
+    sums->policy_grad_norm += done.grad_norm;
+    if (!ema_.empty()) {
+      EmaUpdate<float>(options_.ema_decay, ema_, policy.Parameters());
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ValueUpdate(const RolloutBatch& batch,
+                           const Minibatch& minibatch, int64_t update,
+                           StepSums* sums) {
+    parts_.critic->ZeroGradients();
+    COX_ASSIGN_OR_RETURN(const ValueSums local,
+                         ValueBackward(options_, parts_, batch, minibatch));
+    sums->value.Merge(local);
+    ++sums->value_minibatches;
+    COX_ASSIGN_OR_RETURN(
+        const FlatOptimizer::Update done,
+        value_optimizer_->Apply(update, *parts_.critic, *parts_.group));
+    if (!done.skipped) {
+      ++sums->value_updates;
+      sums->value_grad_norm += done.grad_norm;
+    }
+    return absl::OkStatus();
+  }
+
+  // Sums over ranks -> metrics.
+  absl::Status Report(StepSums& sums, StepResult* result) {
+    auto& metrics = result->metrics;
+    if (sums.policy_minibatches > 0) {
+      COX_RETURN_IF_ERROR(ReportPolicy(sums, &metrics));
+    }
+    if (sums.value_minibatches > 0) {
+      const double n = static_cast<double>(sums.value_minibatches);
+      COX_RETURN_IF_ERROR(
+          reducer_.Sum(std::span<double>(&sums.value.loss, 1)));
+      COX_RETURN_IF_ERROR(sums.value.loss_sums.AllReduce(reducer_));
+      const ValueMetrics value = sums.value.loss_sums.Finish();
+      metrics["loss/value"] = sums.value.loss / n;
+      metrics["val/error"] = value.error;
+      metrics["val/clipfrac"] = value.clipfrac;
+      metrics["val/explained_var"] = value.explained_var;
+      if (sums.value_updates > 0) {
+        metrics["val/grad_norm"] =
+            sums.value_grad_norm / static_cast<double>(sums.value_updates);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status ReportPolicy(StepSums& sums,
+                            std::map<std::string, double>* out) {
+    auto& metrics = *out;
+    const double n = static_cast<double>(sums.policy_minibatches);
+    double shared[4] = {sums.policy.loss, sums.ptx, sums.policy.entropy,
+                        sums.policy.entropy_tokens};
+    COX_RETURN_IF_ERROR(reducer_.Sum(std::span<double>(shared)));
+    const double deviation[1] = {sums.first.ratio_max_dev};
+    COX_ASSIGN_OR_RETURN(
+        const std::vector<double> deviations,
+        GatherSlots(std::span<const double>(deviation), reducer_));
+    COX_RETURN_IF_ERROR(sums.policy.loss_sums.AllReduce(reducer_));
+    COX_RETURN_IF_ERROR(sums.first.loss_sums.AllReduce(reducer_));
+    const PolicyMetrics all = sums.policy.loss_sums.Finish();
+    const PolicyMetrics first = sums.first.loss_sums.Finish();
+    metrics["loss/policy"] = shared[0] / n;
+    if (options_.ptx_coef > 0) {
+      metrics["loss/ptx"] = shared[1] / n;
+    }
+    if (shared[3] > 0) {
+      metrics["policy/entropy"] = shared[2] / shared[3];
+    }
+    metrics["policy/approxkl"] = all.approxkl;
+    metrics["policy/clipfrac"] = all.clipfrac;
+    metrics["policy/ratio"] = all.ratio;
+    metrics["policy/first_approxkl"] = first.approxkl;
+    metrics["policy/first_clipfrac"] = first.clipfrac;
+    metrics["policy/first_ratio_max_dev"] =
+        *std::max_element(deviations.begin(), deviations.end());
+    metrics["policy/updates"] = static_cast<double>(sums.policy_updates);
+    metrics["policy/skipped_updates"] =
+        static_cast<double>(sums.policy_minibatches - sums.policy_updates);
+    metrics["lr"] = sums.lr;
+    if (sums.policy_updates > 0) {
+      metrics["policy/grad_norm"] =
+          sums.policy_grad_norm / static_cast<double>(sums.policy_updates);
+    }
+    return absl::OkStatus();
+  }
+
+  const PpoOptions options_;
+  const PpoParts parts_;
+  CollectiveReducer reducer_;
+  FlatOptimizer policy_optimizer_;
+  std::optional<FlatOptimizer> value_optimizer_;
+  KlController controller_;
+  std::vector<float> ema_;  // empty = off
+  int64_t step_ = 0;
+  int64_t episodes_ = 0;
+  std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
+};
+
+}  // namespace
+
+absl::Status PpoOptions::Validate() const {
+  if (epochs < 1 || minibatches < 1 || micro_batch < 0 || ptx_batch < 0 ||
+      value_warmup_steps < 0 || (ptx_coef > 0 && ptx_batch < 1)) {
+    return absl::InvalidArgumentError(
+        "ppo options: epochs and minibatches must be at least 1, micro_batch "
+        "and value_warmup_steps not negative, ptx.batch at least 1 with "
+        "ptx.coef");
+  }
+  COX_RETURN_IF_ERROR(CheckPositive("temperature", temperature));
+  COX_RETURN_IF_ERROR(CheckNotNegative("ptx.coef", ptx_coef));
+  COX_RETURN_IF_ERROR(CheckNotNegative("entropy_coef", entropy_coef));
+  COX_RETURN_IF_ERROR(CheckNotNegative("target_kl", target_kl));
+  COX_RETURN_IF_ERROR(CheckRange("ema_decay", ema_decay, 0.0, 1.0));
+  COX_RETURN_IF_ERROR(loss.Validate());
+  if (!controller.has_value()) {
+    return absl::InvalidArgumentError("ppo options: no KL controller");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
+    const PpoOptions& options, const PpoParts& parts) {
+  COX_RETURN_IF_ERROR(options.Validate());
+  const bool needs_critic = !options.rollout.group.has_value();
+  if (parts.policy == nullptr || parts.group == nullptr ||
+      (parts.critic != nullptr) != needs_critic ||
+      (options.ptx_coef > 0 && parts.ptx == nullptr)) {
+    return absl::InvalidArgumentError(
+        "ppo: expected a policy, a group, a critic with estimator gae only, "
+        "and text with ptx.coef");
+  }
+  PpoOptions resolved = options;
+  // Decoupled: weight by the truncated ratio of proximal to behaviour.
+  if (options.rollout.mode != ScheduleMode::kSync) {
+    resolved.loss.is_mode = IsMode::kTokenTruncate;
+    resolved.loss.is_hi = 2.0;
+  }
+  COX_ASSIGN_OR_RETURN(
+      FlatOptimizer policy_optimizer,
+      FlatOptimizer::Create(options.optimizer, parts.policy->layout()));
+  std::optional<FlatOptimizer> value_optimizer;
+  if (needs_critic) {
+    COX_ASSIGN_OR_RETURN(
+        value_optimizer,
+        FlatOptimizer::Create(options.value_optimizer,
+                              parts.critic->layout()));
+  }
+  return std::make_unique<PpoTrainer>(std::move(resolved), parts,
+                                      std::move(policy_optimizer),
+                                      std::move(value_optimizer));
+}
+
+}  // namespace cox

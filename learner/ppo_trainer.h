@@ -1,0 +1,68 @@
+#ifndef COX_LEARNER_PPO_TRAINER_H_
+#define COX_LEARNER_PPO_TRAINER_H_
+
+// Stage ppo: one step = one batch of trajectories with all its epochs and
+// minibatches (docs/algorithms.md §5, §6, §7).
+//
+//   proximal log-probs and values under the weights of the step's start
+//   -> rewards -> advantages -> for each epoch, for each minibatch:
+//      policy (clipped loss + entropy + KL + coef * NLL of text) one update,
+//      critic (clipped value loss)                               one update
+//
+// The clip centre is always the proximal log-prob, recomputed here, so that
+// the ratio of the first minibatch is exactly 1; in fixed_lag and streaming
+// the loss is also weighted by min(proximal / behaviour, 2) (§7).
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "learner/lm_trainer.h"
+#include "learner/optimizer.h"
+#include "learner/rollout_batch.h"
+#include "learner/trainer.h"
+#include "lib/algo/policy_loss.h"
+
+namespace cox {
+
+struct PpoOptions {
+  RolloutOptions rollout;     // stage, schedule, estimator, reward shape
+  uint64_t seed = 0;
+  PolicyLossOptions loss;     // is_mode is set from the schedule
+  double t_max = 0;           // of loss_agg const, tokens
+  double temperature = 1.0;   // of generation
+  int64_t epochs = 1;
+  int64_t minibatches = 1;    // optimizer steps per epoch
+  int64_t micro_batch = 0;    // sequences per backward and rank; 0 = all
+  std::optional<double> value_clip = 0.2;
+  double entropy_coef = 0;
+  double target_kl = 0;       // leave the epochs above 1.5 times this; 0 = off
+  OptimizerOptions optimizer;
+  OptimizerOptions value_optimizer;
+  int64_t value_warmup_steps = 0;  // first steps train the critic only
+  std::optional<KlController> controller;  // required
+  double ptx_coef = 0;        // 0 = off
+  int64_t ptx_batch = 0;      // sequences per minibatch, over all ranks
+  double ema_decay = 0;       // 0 = off
+  absl::Status Validate() const;
+};
+
+// `critic` is null for estimators without one; it gives gain * raw + bias with
+// the reward model's gain and bias (its configuration). `ptx` is null without
+// ptx_coef. All borrowed. Metrics: those of MakeRolloutBatch and
+// ComputeAdvantages, and loss/{policy,value,ptx}, lr, episode, kl_coef,
+// policy/{approxkl,clipfrac,ratio,entropy,grad_norm,skipped_updates,updates},
+// val/{error,clipfrac,explained_var,grad_norm}, and of the first minibatch
+// policy/first_{ratio_max_dev,clipfrac,approxkl}.
+struct PpoParts {
+  TrainEngine* policy = nullptr;
+  TrainEngine* critic = nullptr;
+  Collective* group = nullptr;
+  const LmSource* ptx = nullptr;
+};
+absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
+    const PpoOptions& options, const PpoParts& parts);
+
+}  // namespace cox
+
+#endif  // COX_LEARNER_PPO_TRAINER_H_

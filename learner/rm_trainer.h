@@ -1,0 +1,54 @@
+#ifndef COX_LEARNER_RM_TRAINER_H_
+#define COX_LEARNER_RM_TRAINER_H_
+
+// Stage rm: a reward model from ranked completions (docs/algorithms.md §4).
+// One prompt with its K completions is one element: one forward for each
+// completion, all pairs of different rank in one step.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "learner/comparisons.h"
+#include "learner/optimizer.h"
+#include "learner/trainer.h"
+#include "lib/algo/rm_loss.h"
+#include "lib/algo/rollout.h"
+
+namespace cox {
+
+struct RmOptions {
+  int32_t stage = 0;        // names the stream of the data order
+  uint64_t seed = 0;
+  int64_t batch = 32;       // prompts per step, over all ranks
+  int64_t epochs = 1;       // positions beyond epochs * prompts are left out,
+                            // so the last step may be smaller
+  int64_t micro_batch = 0;  // prompts per backward and rank; 0 = all
+  int64_t total_steps = 1;
+  RmPairwiseOptions loss;
+  OptimizerOptions optimizer;
+  std::optional<NormalizeMode> normalize = NormalizeMode::kBias;
+};
+
+struct RmData {
+  std::vector<Comparison> train;           // not empty
+  std::vector<Comparison> heldout;         // rm/heldout_*; may be empty
+  std::vector<Comparison> human;           // rm/human_*; may be empty
+  std::vector<Sequence> demonstrations;    // for the normalisation
+  // Saved with every checkpoint as folder "policy", unchanged: the policy that
+  // the next stage starts from. May be null.
+  std::shared_ptr<const Snapshot> policy;
+};
+
+// Metrics: loss/rm, rm/accuracy, rm/margin (training batch), lr,
+// rm/grad_norm; at the last step also rm/heldout_accuracy, rm/heldout_margin,
+// rm/human_accuracy, rm/human_margin, rm/reward_gain and rm/reward_bias. Gain
+// and bias are written into the configuration of the trained model.
+absl::StatusOr<std::unique_ptr<StageTrainer>> MakeRmTrainer(
+    const RmOptions& options, TrainEngine& reward, Collective& group,
+    RmData data);
+
+}  // namespace cox
+
+#endif  // COX_LEARNER_RM_TRAINER_H_
