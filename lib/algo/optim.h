@@ -78,7 +78,8 @@ template <typename T>
 void EmaUpdate(double decay, std::span<T> shadow, std::span<const T> params);
 
 // True for matrices (ndim >= 2) that are neither embeddings nor scalar heads
-// (output dimension 1). `name` is the checkpoint's, e.g. "h.0.attn.c_attn.weight".
+// (output dimension 1). `name` is the checkpoint's, such as
+// "h.0.attn.c_attn.weight".
 bool HasWeightDecay(std::string_view name, std::span<const int64_t> shape);
 
 }  // namespace cox

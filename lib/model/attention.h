@@ -33,8 +33,9 @@ at::Tensor ScaledAttention(const AttentionShape& shape,
                            const AttentionBackend::Input& heads,
                            const AttentionMask& mask);
 
-// Rows are a [B, L] grid in row-major order, or the real tokens of one. Without a key mask padding must
-// be on the right: causal rows of real tokens then never see it.
+// Rows are a [B, L] grid in row-major order, or the real tokens of one. Without
+// a key mask padding must be on the right: causal rows of real tokens then
+// never see it.
 struct GridOptions {
   int64_t batch = 0;
   int64_t length = 0;

@@ -3,26 +3,25 @@
 #include <algorithm>
 #include <numeric>
 
-#include "ATen/ops/addmm.h"
-#include "ATen/ops/mm.h"
 #include "absl/strings/str_cat.h"
 #include "c10/core/GradMode.h"
 #include "lib/engine/generate_rows.h"
 #include "lib/model/guard.h"
 #include "lib/model/kv_cache.h"
+#include "lib/model/linear.h"
 #include "lib/model/torch_model.h"
 
 namespace cox {
 namespace {
 
-// Rows are padded to a multiple of this. Matrix products with fewer than 4
-// rows take another kernel, and LibTorch's element-wise loops compute what is
+// Rows are padded to a multiple of this. Matrix products with very few rows
+// may take other kernels, and LibTorch's element-wise loops compute what is
 // left over after blocks of 32 elements with scalar functions that round
 // differently: so every row count x width must be a multiple of 32 for a row's
 // bits not to depend on how many others there are.
 int64_t RowMultiple(const ModelConfig& config) {
   const bool wide = config.hidden % 8 == 0 && config.intermediate % 8 == 0;
-  return wide ? 4 : 32;
+  return wide ? 16 : 32;
 }
 
 TokenRows PackRows(const std::vector<int64_t>& ids,
@@ -174,11 +173,8 @@ class Generation {
   absl::Status Sample(const std::vector<int64_t>& slots,
                       const at::Tensor& states) {
     const Network& network = model_.network();
-    const at::Tensor weight = network.head_weight().t();
-    const at::Tensor logits =
-        network.head_bias().defined()
-            ? at::addmm(network.head_bias(), states, weight)
-            : at::mm(states, weight);
+    const at::Tensor logits = MatMul(states, network.head_weight().t(),
+                                     network.head_bias());
     const float* data = logits.const_data_ptr<float>();
     const size_t vocab = static_cast<size_t>(logits.size(1));
     for (size_t i = 0; i < slots.size(); ++i) {

@@ -6,11 +6,12 @@
 
 // One body, several instruction sets. Helpers are inlined into each clone and
 // take vectors by reference: passing 64-byte vectors by value has no baseline
-// calling convention.
-#if defined(__x86_64__) && !defined(__clang__)
-#define COX_CLONES                                               \
-  __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", \
-                               "default")))
+// calling convention. Feature names, not "arch=": that form asks for one
+// maker's CPU. Sanitizers cannot run the resolvers.
+#if defined(__x86_64__) && !defined(__clang__) && \
+    !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
+#define COX_CLONES \
+  __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define COX_CLONES
 #endif

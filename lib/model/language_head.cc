@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "ATen/ops/addmm.h"
 #include "ATen/ops/empty_like.h"
-#include "ATen/ops/mm.h"
+#include "ATen/ops/zeros.h"
 #include "lib/base/status.h"
 #include "lib/model/kernels.h"
+#include "lib/model/linear.h"
 
 namespace cox {
 namespace {
@@ -18,12 +18,7 @@ constexpr int64_t kChunkElements = int64_t{1} << 18;
 }  // namespace
 
 at::Tensor LanguageHead::Logits(int64_t first, int64_t rows) const {
-  const at::Tensor hidden = hidden_.narrow(0, first, rows);
-  if (!options_.bias.defined()) {
-    return at::mm(hidden, options_.weight.t());
-  }
-  return at::addmm(options_.bias, hidden, options_.weight.t(),
-                   /*beta=*/1.0 / options_.temperature);
+  return MatMul(hidden_.narrow(0, first, rows), options_.weight.t(), bias_);
 }
 
 LanguageHead::Output LanguageHead::Forward(const at::Tensor& hidden,
@@ -32,23 +27,27 @@ LanguageHead::Output LanguageHead::Forward(const at::Tensor& hidden,
   const int64_t n = hidden.size(0);
   const int64_t vocab = options_.weight.size(0);
   COX_CHECK(static_cast<int64_t>(targets.size()) == n);
-  hidden_ = options_.temperature == 1.0
-                ? hidden.contiguous()
-                : hidden.mul(1.0 / options_.temperature);
+  padded_ = RoundUp(n, kRowRounding);
+  hidden_ = at::zeros({padded_, hidden.size(1)}, at::kFloat);
+  hidden_.narrow(0, 0, n).copy_(hidden);
+  hidden_.mul_(1.0 / options_.temperature);
+  if (options_.bias.defined()) {
+    bias_ = options_.bias.mul(1.0 / options_.temperature);
+  }
   targets_ = std::move(targets);
   log_sums_.assign(static_cast<size_t>(n), 0.0f);
   entropies_.assign(static_cast<size_t>(n), 0.0f);
   const int64_t bound = std::min(options_.max_logit_elements, kChunkElements);
-  chunk_ = std::max<int64_t>(4, bound / vocab);
+  chunk_ = std::max<int64_t>(kRowRounding,
+                             bound / vocab / kRowRounding * kRowRounding);
   kept_.clear();
   const bool keep = keep_logits && n * vocab <= options_.max_logit_elements;
   Output out;
   out.logprobs.resize(static_cast<size_t>(n));
   for (int64_t first = 0; first < n; first += chunk_) {
-    const int64_t rows = std::min(chunk_, n - first);
-    at::Tensor logits = Logits(first, rows);
+    at::Tensor logits = Logits(first, std::min(chunk_, padded_ - first));
     const float* z = logits.const_data_ptr<float>();
-    for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t r = 0; r < std::min(chunk_, n - first); ++r) {
       const size_t i = static_cast<size_t>(first + r);
       SoftmaxStats(z + r * vocab, vocab, &log_sums_[i], &entropies_[i]);
       out.logprobs[i] = z[r * vocab + targets_[i]] - log_sums_[i];
@@ -60,16 +59,18 @@ LanguageHead::Output LanguageHead::Forward(const at::Tensor& hidden,
 }
 
 at::Tensor LanguageHead::Backward(const Gradient& gradient) {
-  const int64_t n = hidden_.size(0);
+  const int64_t n = static_cast<int64_t>(targets_.size());
   const int64_t vocab = options_.weight.size(0);
   at::Tensor out = at::empty_like(hidden_);
   for (int64_t first = 0; first < n; first += chunk_) {
-    const int64_t rows = std::min(chunk_, n - first);
+    const int64_t rows = std::min(chunk_, padded_ - first);
+    const int64_t real = std::min(chunk_, n - first);
     at::Tensor logits = kept_.empty()
                             ? Logits(first, rows)
                             : kept_[static_cast<size_t>(first / chunk_)];
     float* z = logits.data_ptr<float>();
-    for (int64_t r = 0; r < rows; ++r) {
+    std::fill(z + real * vocab, z + rows * vocab, 0.0f);
+    for (int64_t r = 0; r < real; ++r) {
       const size_t i = static_cast<size_t>(first + r);
       SoftmaxGradArgs args;
       args.n = vocab;
@@ -82,16 +83,16 @@ at::Tensor LanguageHead::Backward(const Gradient& gradient) {
       }
       SoftmaxGradInPlace(z + r * vocab, args);
     }
-    at::Tensor chunk = out.narrow(0, first, rows);
-    at::mm_out(chunk, logits, options_.weight);
-    gradient.weight.addmm_(logits.t(), hidden_.narrow(0, first, rows));
+    out.narrow(0, first, rows).copy_(MatMul(logits, options_.weight));
+    gradient.weight.add_(
+        MatMul(logits.t(), hidden_.narrow(0, first, rows)));
     if (gradient.bias.defined()) {
       gradient.bias.add_(logits.sum(/*dim=*/0),
                          /*alpha=*/1.0 / options_.temperature);
     }
   }
   if (options_.temperature != 1.0) out.mul_(1.0 / options_.temperature);
-  return out;
+  return out.narrow(0, 0, n);
 }
 
 }  // namespace cox

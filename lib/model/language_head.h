@@ -46,7 +46,9 @@ class LanguageHead {
   at::Tensor Logits(int64_t first, int64_t rows) const;
 
   Options options_;
-  at::Tensor hidden_;  // divided by the temperature
+  at::Tensor hidden_;  // [padded_, d], divided by the temperature
+  at::Tensor bias_;    // divided by the temperature, or undefined
+  int64_t padded_ = 0;  // rows, rounded up; filler is 0
   std::vector<int32_t> targets_;
   std::vector<float> log_sums_, entropies_;
   int64_t chunk_ = 1;

@@ -2,17 +2,16 @@
 
 #include <cmath>
 
-#include "ATen/ops/addmm.h"
 #include "ATen/ops/cat.h"
 #include "ATen/ops/embedding.h"
 #include "ATen/ops/gelu.h"
 #include "ATen/ops/layer_norm.h"
-#include "ATen/ops/linear.h"
 #include "ATen/ops/rsqrt.h"
 #include "ATen/ops/silu.h"
 #include "ATen/ops/split.h"
 #include "ATen/ops/tensor.h"
 #include "lib/base/status.h"
+#include "lib/model/linear.h"
 #include "lib/model/rotary.h"
 
 namespace cox {
@@ -162,9 +161,7 @@ std::vector<Network::Block> Network::BuildEncdecStack(Cursor& next,
 }
 
 at::Tensor Network::Apply(const Linear& linear, const at::Tensor& x) const {
-  if (linear.input_major) return at::addmm(linear.bias, x, linear.weight);
-  if (!linear.bias.defined()) return at::linear(x, linear.weight);
-  return at::linear(x, linear.weight, linear.bias);
+  return Affine(x, linear.weight, linear.bias, linear.input_major);
 }
 
 at::Tensor Network::Apply(const Norm& norm, const at::Tensor& x) const {

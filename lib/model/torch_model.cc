@@ -1,5 +1,7 @@
 #include "lib/model/torch_model.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <map>
 
@@ -15,6 +17,8 @@
 #include "absl/strings/str_join.h"
 #include "c10/core/GradMode.h"
 #include "lib/model/guard.h"
+#include "lib/model/kernels.h"
+#include "lib/model/linear.h"
 #include "torch/headeronly/version.h"
 
 namespace cox {
@@ -67,6 +71,10 @@ absl::Status CheckEngineOptions(const EngineOptions& options) {
 absl::StatusOr<std::string> InitTorch(const EngineOptions& options) {
   COX_RETURN_IF_ERROR(CheckEngineOptions(options));
   return Guard("init", [&]() -> absl::StatusOr<std::string> {
+    // Activations are freed and allocated again every step: keep their pages
+    // instead of returning them to the kernel and taking zeroed ones back.
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
     at::set_num_threads(options.threads);
     at::Context& context = at::globalContext();
     context.setDeterministicAlgorithms(true, /*warn_only=*/true);
@@ -154,9 +162,17 @@ TokenRows PackRealTokens(const TokenBatch& batch,
     positions.push_back(slots[row] % batch.length);
     row_of_slot[slot] = static_cast<int64_t>(row);
   }
-  if (slots.size() != batch.ids.size()) {
+  if (slots.size() != batch.ids.size() ||
+      slots.size() % static_cast<size_t>(kRowRounding) != 0) {
+    // Filler rows: token 0, which no slot refers to and nobody reads.
+    const size_t rows = static_cast<size_t>(
+        RoundUp(static_cast<int64_t>(slots.size()), kRowRounding));
+    std::vector<int64_t> slot_of_row = slots;
+    slot_of_row.resize(rows, 0);
+    ids.resize(rows, 0);
+    positions.resize(rows, 0);
     grid->row_of_slot = IndexTensor(row_of_slot);
-    grid->slot_of_row = IndexTensor(slots);
+    grid->slot_of_row = IndexTensor(slot_of_row);
   }
   return {IndexTensor(ids), IndexTensor(positions)};
 }

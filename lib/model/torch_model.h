@@ -98,7 +98,8 @@ class TorchModel {
 
 absl::Status CheckTemperature(double temperature);
 // Row outputs back on the grid, 0 elsewhere.
-LogprobOutput ScatterLogprobs(const TokenBatch& batch, const ScoredSlots& scored,
+LogprobOutput ScatterLogprobs(const TokenBatch& batch,
+                              const ScoredSlots& scored,
                               const LanguageHead::Output& output,
                               bool want_entropy);
 

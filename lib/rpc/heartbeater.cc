@@ -18,9 +18,11 @@ uint64_t ResidentBytes() {
   return resident * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
-Heartbeater::Heartbeater(CoordinatorClient* client, absl::Duration interval)
+Heartbeater::Heartbeater(CoordinatorClient* client, absl::Duration interval,
+                         std::function<void()> on_stop)
     : client_(client),
       interval_(interval),
+      on_stop_(std::move(on_stop)),
       since_(Clock::Real().Now()),
       thread_("heartbeat", [this] { Loop(); }) {}
 
@@ -75,8 +77,14 @@ void Heartbeater::Loop() {
         LogInfo("heartbeat answered again");
       }
     }
+    bool stops = false;
+    {
+      MutexLock lock(&mutex_);
+      stops = response.ok() && response->stop() && !stop_requested_;
+      stop_requested_ = stop_requested_ || stops;
+    }
+    if (stops && on_stop_) on_stop_();
     MutexLock lock(&mutex_);
-    if (response.ok() && response->stop()) stop_requested_ = true;
     changed_.WaitFor(
         mutex_, interval_,
         [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return closing_; });

@@ -4,6 +4,8 @@
 // Tells the coordinator every limits.heartbeat_s that this process lives, what
 // it does, since when, and whom it waits for.
 
+#include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,7 +20,10 @@ namespace cox {
 // Owns one thread. Thread-safe. `client` must outlive it.
 class Heartbeater {
  public:
-  Heartbeater(CoordinatorClient* client, absl::Duration interval);
+  // `on_stop`, if set, is called once from the heartbeat's thread, without
+  // locks, when the coordinator says: finish and leave.
+  Heartbeater(CoordinatorClient* client, absl::Duration interval,
+              std::function<void()> on_stop = nullptr);
   ~Heartbeater();  // stops; blocks for at most one heartbeat's deadline
   Heartbeater(const Heartbeater&) = delete;
   Heartbeater& operator=(const Heartbeater&) = delete;
@@ -35,6 +40,7 @@ class Heartbeater {
 
   CoordinatorClient* const client_;
   const absl::Duration interval_;
+  const std::function<void()> on_stop_;
   mutable Mutex mutex_;
   CondVar changed_;
   std::string state_ ABSL_GUARDED_BY(mutex_) = "starting";

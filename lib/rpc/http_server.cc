@@ -12,6 +12,12 @@ class HttpServer::Impl {
   explicit Impl(HttpServerOptions options) : options_(std::move(options)) {
     // Probes and one scraper; the library's default is a thread per core.
     server_.new_task_queue = [] { return new httplib::ThreadPool(2); };
+    // The library's own choice, SO_REUSEPORT, would let two processes share a
+    // port and each get half of the calls.
+    server_.set_socket_options([](socket_t socket) {
+      const int yes = 1;
+      setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));
+    });
     server_.set_payload_max_length(4096);
     server_.set_read_timeout(5);
     server_.set_write_timeout(5);
