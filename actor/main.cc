@@ -1,0 +1,61 @@
+// cox-actor: generates rollouts.
+
+#include <string>
+
+#include "actor/actor_service.h"
+#include "lib/base/log.h"
+#include "lib/base/process.h"
+#include "lib/base/thread.h"
+#include "lib/model/api.h"
+#include "lib/rpc/role_flags.h"
+
+namespace cox {
+namespace {
+
+absl::StatusOr<PolicyEngineSet> SetupEngine(int threads,
+                                            const std::string& device) {
+  EngineOptions options;
+  options.device = device;
+  options.threads = threads;
+  PolicyEngineSet set;
+  COX_ASSIGN_OR_RETURN(set.numerics_class, InitTorch(options));
+  COX_ASSIGN_OR_RETURN(set.engine, MakePolicyEngine(options));
+  return set;
+}
+
+int Main(int argc, char** argv) {
+  absl::StatusOr<RoleFlags> flags =
+      ParseRoleFlags("cox-actor", "actor-0", argc, argv);
+  if (!flags.ok()) return PrintFlagsStatus(flags.status());
+  InitProcess(flags->die_with_parent);
+  InitLog(flags->name);
+  ActorOptions options;
+  options.coordinator.address = flags->coordinator;
+  options.coordinator.run_id = flags->run_id;
+  options.coordinator.name = flags->name;
+  options.bind = flags->bind;
+  options.http_host = flags->http_host;
+  options.http_port = flags->http_port;
+  options.setup_engine = SetupEngine;
+  Actor actor(std::move(options));
+  absl::Status status;
+  {
+    // Shutdown order: the signal stops leasing, Run() submits what is finished
+    // and gives the rest back, then this thread ends and all is destroyed.
+    Thread signals("signals", [&actor] {
+      while (!SleepUnlessShutdown(absl::Hours(1))) {
+      }
+      actor.Stop();
+    });
+    status = actor.Run();
+    RequestShutdown();
+  }
+  if (status.ok()) return kExitDone;
+  LogError("actor failed", {{"error", status.ToString()}});
+  return ExitCodeFor(status);
+}
+
+}  // namespace
+}  // namespace cox
+
+int main(int argc, char** argv) { return cox::Main(argc, argv); }
