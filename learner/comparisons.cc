@@ -56,7 +56,7 @@ absl::StatusOr<Ids> Encode(const std::string& text,
 }
 
 absl::StatusOr<Sequence> Join(const Ids& prompt, const Ids& completion,
-                              const ComparisonOptions& options) {
+                              const ComparisonOptions& options, bool exact) {
   Sequence sequence;
   if (options.start.has_value()) {
     sequence.instruction_ids = prompt;
@@ -69,6 +69,10 @@ absl::StatusOr<Sequence> Join(const Ids& prompt, const Ids& completion,
                       completion.end());
   if (sequence.ids.empty()) {
     return absl::InvalidArgumentError("prompt and completion are empty");
+  }
+  if (!exact && sequence.first_target < options.max_positions &&
+      sequence.length() > options.max_positions) {
+    sequence.ids.resize(static_cast<size_t>(options.max_positions));
   }
   if (sequence.length() > options.max_positions) {
     return absl::InvalidArgumentError(
@@ -162,7 +166,9 @@ absl::StatusOr<Comparison> ParseLine(std::string_view line,
                      completions.size(), " and ", comparison.ranks.size()));
   }
   for (const Ids& completion : completions) {
-    COX_ASSIGN_OR_RETURN(Sequence sequence, Join(prompt, completion, options));
+    COX_ASSIGN_OR_RETURN(
+        Sequence sequence,
+        Join(prompt, completion, options, row.contains("response_ids")));
     comparison.completions.push_back(std::move(sequence));
   }
   return comparison;

@@ -23,7 +23,9 @@ struct ComparisonOptions {
   const Tokenizer* tokenizer = nullptr;  // null: rows must carry token ids
   int32_t end_id = -1;      // appended to completions given as text; -1 = none
   int64_t vocab_size = 0;
-  int64_t max_positions = 0;  // a longer sequence is an error
+  // A longer completion given as text is cut; a longer sequence of given ids,
+  // or a prompt that leaves no room, is an error.
+  int64_t max_positions = 0;
   // Encoder-decoder models: the decoder's first token; the prompt is then the
   // instruction.
   std::optional<int32_t> start;

@@ -141,7 +141,7 @@ class LmTrainer final : public StageTrainer {
     result.skipped = update.skipped;
     result.metrics["loss/lm"] = loss;
     result.metrics["lr"] = update.lr;
-    result.metrics["policy/grad_norm"] = update.grad_norm;
+    result.metrics["grad_norm/lm"] = update.grad_norm;
     result.metrics["text/tokens"] = CountTargets(batch);
     const bool periodic =
         options_.heldout_every > 0 && step % options_.heldout_every == 0;

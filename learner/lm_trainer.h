@@ -52,7 +52,7 @@ struct LmOptions {
                                // the last step (after it); 0 = only these
 };
 
-// Metrics: loss/lm, lr, policy/grad_norm, text/tokens, and when held-out text
+// Metrics: loss/lm, lr, grad_norm/lm, text/tokens, and when held-out text
 // is measured text/heldout_nll (nats per target) and text/heldout_ppl.
 // Engine, group and source are borrowed. `heldout` may be empty.
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakeLmTrainer(

@@ -19,6 +19,7 @@ struct StepSums {
   double policy_grad_norm = 0;
   double value_grad_norm = 0;
   double lr = 0;
+  double value_lr = 0;
   int64_t policy_minibatches = 0;
   int64_t policy_updates = 0;
   int64_t value_minibatches = 0;
@@ -60,6 +61,7 @@ class PpoTrainer final : public StageTrainer {
     COX_RETURN_IF_ERROR(FillModelOutputs(options_, parts_, &batch));
     if (HasNonFinite(batch)) {
       result.skipped = true;
+      ++skipped_;
     } else {
       COX_RETURN_IF_ERROR(
           ComputeAdvantages(options_.rollout, beta, &batch));
@@ -74,7 +76,8 @@ class PpoTrainer final : public StageTrainer {
       }
     }
     result.metrics.insert(batch.metrics.begin(), batch.metrics.end());
-    result.metrics["kl_coef"] = beta;
+    result.metrics["kl_coef"] = controller_.beta();
+    result.metrics["optim/skipped"] = static_cast<double>(skipped_);
     result.metrics["episode"] = static_cast<double>(episodes_);
     return result;
   }
@@ -111,6 +114,7 @@ class PpoTrainer final : public StageTrainer {
     StateWriter writer;
     writer.PutInt("step", step_);
     writer.PutInt("episodes", episodes_);
+    writer.PutInt("skipped", skipped_);
     writer.PutDouble("kl_coef", controller_.beta());
     policy_optimizer_.Save("policy", &writer);
     if (value_optimizer_.has_value()) {
@@ -126,6 +130,7 @@ class PpoTrainer final : public StageTrainer {
     COX_ASSIGN_OR_RETURN(const StateReader reader, StateReader::Parse(state));
     COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));
     COX_ASSIGN_OR_RETURN(episodes_, reader.Int("episodes"));
+    COX_ASSIGN_OR_RETURN(skipped_, reader.Int("skipped"));
     COX_ASSIGN_OR_RETURN(const double beta, reader.Double("kl_coef"));
     controller_.set_beta(beta);
     COX_RETURN_IF_ERROR(policy_optimizer_.Load("policy", reader));
@@ -210,6 +215,7 @@ class PpoTrainer final : public StageTrainer {
         policy_optimizer_.Apply(update, policy, *parts_.group));
     sums->lr = done.lr;
     if (done.skipped) {
+      ++skipped_;
       return absl::OkStatus();
     }
     ++sums->policy_updates;
@@ -231,10 +237,13 @@ class PpoTrainer final : public StageTrainer {
     COX_ASSIGN_OR_RETURN(
         const FlatOptimizer::Update done,
         value_optimizer_->Apply(update, *parts_.critic, *parts_.group));
-    if (!done.skipped) {
-      ++sums->value_updates;
-      sums->value_grad_norm += done.grad_norm;
+    sums->value_lr = done.lr;
+    if (done.skipped) {
+      ++skipped_;
+      return absl::OkStatus();
     }
+    ++sums->value_updates;
+    sums->value_grad_norm += done.grad_norm;
     return absl::OkStatus();
   }
 
@@ -250,12 +259,13 @@ class PpoTrainer final : public StageTrainer {
           reducer_.Sum(std::span<double>(&sums.value.loss, 1)));
       COX_RETURN_IF_ERROR(sums.value.loss_sums.AllReduce(reducer_));
       const ValueMetrics value = sums.value.loss_sums.Finish();
+      metrics["lr_value"] = sums.value_lr;
       metrics["loss/value"] = sums.value.loss / n;
       metrics["val/error"] = value.error;
       metrics["val/clipfrac"] = value.clipfrac;
       metrics["val/explained_var"] = value.explained_var;
       if (sums.value_updates > 0) {
-        metrics["val/grad_norm"] =
+        metrics["grad_norm/value"] =
             sums.value_grad_norm / static_cast<double>(sums.value_updates);
       }
     }
@@ -266,8 +276,8 @@ class PpoTrainer final : public StageTrainer {
                             std::map<std::string, double>* out) {
     auto& metrics = *out;
     const double n = static_cast<double>(sums.policy_minibatches);
-    double shared[4] = {sums.policy.loss, sums.ptx, sums.policy.entropy,
-                        sums.policy.entropy_tokens};
+    double shared[5] = {sums.policy.loss, sums.ptx, sums.policy.entropy,
+                        sums.policy.entropy_tokens, sums.policy.kl_loss};
     COX_RETURN_IF_ERROR(reducer_.Sum(std::span<double>(shared)));
     const double deviation[1] = {sums.first.ratio_max_dev};
     COX_ASSIGN_OR_RETURN(
@@ -281,6 +291,9 @@ class PpoTrainer final : public StageTrainer {
     if (options_.ptx_coef > 0) {
       metrics["loss/ptx"] = shared[1] / n;
     }
+    if (options_.loss.kl_beta > 0) {
+      metrics["loss/kl"] = shared[4] / n / options_.loss.kl_beta;
+    }
     if (shared[3] > 0) {
       metrics["policy/entropy"] = shared[2] / shared[3];
     }
@@ -289,14 +302,12 @@ class PpoTrainer final : public StageTrainer {
     metrics["policy/ratio"] = all.ratio;
     metrics["policy/first_approxkl"] = first.approxkl;
     metrics["policy/first_clipfrac"] = first.clipfrac;
-    metrics["policy/first_ratio_max_dev"] =
+    metrics["policy/first_ratio_error"] =
         *std::max_element(deviations.begin(), deviations.end());
     metrics["policy/updates"] = static_cast<double>(sums.policy_updates);
-    metrics["policy/skipped_updates"] =
-        static_cast<double>(sums.policy_minibatches - sums.policy_updates);
     metrics["lr"] = sums.lr;
     if (sums.policy_updates > 0) {
-      metrics["policy/grad_norm"] =
+      metrics["grad_norm/policy"] =
           sums.policy_grad_norm / static_cast<double>(sums.policy_updates);
     }
     return absl::OkStatus();
@@ -311,6 +322,7 @@ class PpoTrainer final : public StageTrainer {
   std::vector<float> ema_;  // empty = off
   int64_t step_ = 0;
   int64_t episodes_ = 0;
+  int64_t skipped_ = 0;  // updates
   std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
 };
 
@@ -349,7 +361,7 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
   }
   PpoOptions resolved = options;
   // Decoupled: weight by the truncated ratio of proximal to behaviour.
-  if (options.rollout.mode != ScheduleMode::kSync) {
+  if (options.rollout.mode != RolloutSchedule::kSync) {
     resolved.loss.is_mode = IsMode::kTokenTruncate;
     resolved.loss.is_hi = 2.0;
   }

@@ -50,10 +50,10 @@ struct PpoOptions {
 // `critic` is null for estimators without one; it gives gain * raw + bias with
 // the reward model's gain and bias (its configuration). `ptx` is null without
 // ptx_coef. All borrowed. Metrics: those of MakeRolloutBatch and
-// ComputeAdvantages, and loss/{policy,value,ptx}, lr, episode, kl_coef,
-// policy/{approxkl,clipfrac,ratio,entropy,grad_norm,skipped_updates,updates},
-// val/{error,clipfrac,explained_var,grad_norm}, and of the first minibatch
-// policy/first_{ratio_max_dev,clipfrac,approxkl}.
+// ComputeAdvantages, and loss/{policy,value,ptx,kl}, lr, lr_value, episode,
+// kl_coef, policy/{approxkl,clipfrac,ratio,entropy,updates},
+// val/{error,clipfrac,explained_var}, grad_norm/{policy,value}, optim/skipped,
+// and of the first minibatch policy/first_{ratio_error,clipfrac,approxkl}.
 struct PpoParts {
   TrainEngine* policy = nullptr;
   TrainEngine* critic = nullptr;

@@ -132,7 +132,7 @@ absl::Status PolicyPart(const PpoOptions& options, const Part& part,
   const std::vector<double> advantages = part.Take(batch.advantages);
   const std::vector<double> reference = part.Take(batch.reference);
   std::vector<double> behaviour;
-  if (options.rollout.mode != ScheduleMode::kSync) {
+  if (options.rollout.mode != RolloutSchedule::kSync) {
     behaviour = part.Take(batch.behaviour);
   }
   const PolicyLossInput<double> input = {.shape = part.shape,
@@ -147,6 +147,7 @@ absl::Status PolicyPart(const PpoOptions& options, const Part& part,
       PolicyLoss<double>(input, options.loss, normalizer));
   PolicySums local;
   local.loss = loss.loss;
+  local.kl_loss = loss.kl_loss;
   local.loss_sums = loss.sums;
   part.ForTokens(0, [&](size_t i, size_t place) {
     gradient->logprobs[place] = static_cast<float>(loss.grad[i]);
@@ -211,6 +212,7 @@ absl::Status ValuePart(const PpoOptions& options, const PpoParts& parts,
 
 void PolicySums::Merge(const PolicySums& other) {
   loss += other.loss;
+  kl_loss += other.kl_loss;
   entropy += other.entropy;
   entropy_tokens += other.entropy_tokens;
   ratio_max_dev = std::max(ratio_max_dev, other.ratio_max_dev);

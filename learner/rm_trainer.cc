@@ -1,5 +1,7 @@
 #include "learner/rm_trainer.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <utility>
@@ -47,7 +49,8 @@ class RmTrainer final : public StageTrainer {
     StepResult result;
     const std::vector<const Comparison*> batch = Batch(step, &result);
     reward_.ZeroGradients();
-    double sums[4] = {0, 0, 0, 0};  // loss, correct, margin, pairs
+    // loss, correct, margin, pairs; scores, their sum and sum of squares
+    double sums[7] = {0, 0, 0, 0, 0, 0, 0};
     COX_RETURN_IF_ERROR(Backward(batch, sums));
     snapshot_ = nullptr;
     COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
@@ -57,10 +60,14 @@ class RmTrainer final : public StageTrainer {
     result.skipped = update.skipped;
     result.metrics["loss/rm"] = sums[0];
     result.metrics["lr"] = update.lr;
-    result.metrics["rm/grad_norm"] = update.grad_norm;
+    result.metrics["grad_norm/rm"] = update.grad_norm;
     if (sums[3] > 0) {
       result.metrics["rm/accuracy"] = sums[1] / sums[3];
       result.metrics["rm/margin"] = sums[2] / sums[3];
+      const double mean = sums[5] / sums[4];
+      result.metrics["rm/mean"] = mean;
+      result.metrics["rm/std"] =
+          std::sqrt(std::max(0.0, sums[6] / sums[4] - mean * mean));
     }
     if (step == options_.total_steps) {
       COX_RETURN_IF_ERROR(Finish(&result.metrics));
@@ -84,12 +91,7 @@ class RmTrainer final : public StageTrainer {
 
   absl::StatusOr<std::vector<StageModel>> Models() override {
     COX_ASSIGN_OR_RETURN(std::shared_ptr<const Snapshot> trained, Trained());
-    std::vector<StageModel> models;
-    if (data_.policy != nullptr) {
-      models.push_back({"policy", data_.policy});
-    }
-    models.push_back({"reward", std::move(trained)});
-    return models;
+    return std::vector<StageModel>{{"reward", std::move(trained)}};
   }
 
   std::string SaveState() const override {
@@ -136,7 +138,7 @@ class RmTrainer final : public StageTrainer {
   }
 
   absl::Status Backward(const std::vector<const Comparison*>& batch,
-                        std::span<double, 4> sums) {
+                        std::span<double, 7> sums) {
     FlatComparisons all;
     for (const Comparison* comparison : batch) {
       all.Add(*comparison);
@@ -167,6 +169,11 @@ class RmTrainer final : public StageTrainer {
             sums[1] += static_cast<double>(loss.correct);
             sums[2] += loss.margin_sum;
             sums[3] += static_cast<double>(loss.pairs);
+            for (const float score : scores) {
+              sums[4] += 1;
+              sums[5] += double{score};
+              sums[6] += double{score} * double{score};
+            }
             return absl::OkStatus();
           });
     };

@@ -36,13 +36,10 @@ struct RmData {
   std::vector<Comparison> heldout;         // rm/heldout_*; may be empty
   std::vector<Comparison> human;           // rm/human_*; may be empty
   std::vector<Sequence> demonstrations;    // for the normalisation
-  // Saved with every checkpoint as folder "policy", unchanged: the policy that
-  // the next stage starts from. May be null.
-  std::shared_ptr<const Snapshot> policy;
 };
 
-// Metrics: loss/rm, rm/accuracy, rm/margin (training batch), lr,
-// rm/grad_norm; at the last step also rm/heldout_accuracy, rm/heldout_margin,
+// Metrics: loss/rm, rm/{accuracy,margin,mean,std} (training batch), lr,
+// grad_norm/rm; at the last step also rm/heldout_accuracy, rm/heldout_margin,
 // rm/human_accuracy, rm/human_margin, rm/reward_gain and rm/reward_bias. Gain
 // and bias are written into the configuration of the trained model.
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakeRmTrainer(

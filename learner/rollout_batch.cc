@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -17,9 +18,9 @@ absl::Status CheckVersion(const Trajectory& trajectory, int64_t step,
   const int64_t current = step - 1;
   int64_t low = current;
   int64_t high = current;
-  if (options.mode == ScheduleMode::kFixedLag) {
+  if (options.mode == RolloutSchedule::kFixedLag) {
     low = high = std::max<int64_t>(0, current - options.lag);
-  } else if (options.mode == ScheduleMode::kStreaming) {
+  } else if (options.mode == RolloutSchedule::kStreaming) {
     low = current - options.eta;
   }
   if (trajectory.version.stage != options.stage || version < low ||
@@ -73,7 +74,10 @@ struct Totals {
   double entropy = 0;
   double stopped = 0;
   double tokens = 0;
+  double prompt_tokens = 0;
+  double staleness_sum = 0;
   int64_t staleness = 0;
+  int64_t longest = 0;
 
   void Add(const Trajectory& trajectory, int64_t step) {
     scores += *trajectory.reward_total;
@@ -88,7 +92,13 @@ struct Totals {
     }
     stopped += trajectory.finish == FinishReason::kStop ? 1 : 0;
     tokens += static_cast<double>(trajectory.response_ids.size());
-    staleness = std::max(staleness, step - 1 - trajectory.version.step);
+    const int64_t length = static_cast<int64_t>(trajectory.response_ids.size());
+    longest = std::max(longest, length);
+    prompt_tokens += static_cast<double>(trajectory.prompt_ids.size() +
+                                         trajectory.instruction_ids.size());
+    const int64_t age = step - 1 - trajectory.version.step;
+    staleness = std::max(staleness, age);
+    staleness_sum += static_cast<double>(age);
   }
   void Finish(RolloutBatch* batch) const {
     const double n = static_cast<double>(batch->trained_count);
@@ -103,11 +113,61 @@ struct Totals {
     metrics["objective/entropy"] = entropy / n;
     metrics["rollout/stop_frac"] = stopped / n;
     metrics["rollout/length"] = tokens / n;
+    metrics["rollout/length_max"] = static_cast<double>(longest);
+    metrics["rollout/prompt_length"] = prompt_tokens / n;
+    metrics["async/staleness_mean"] = staleness_sum / n;
     if (gold_count > 0) {
       metrics["objective/gold"] = gold / gold_count;
     }
   }
 };
+
+// Shares of answers that never train, units, and the spread within prompts.
+void CountShares(std::span<const Trajectory> trajectories,
+                 RolloutBatch* batch) {
+  double aborted = 0;
+  double unscored = 0;
+  std::set<UnitId> units;
+  std::map<int64_t, Moments> groups;
+  for (size_t b = 0; b < trajectories.size(); ++b) {
+    const Trajectory& trajectory = trajectories[b];
+    units.insert(trajectory.id.unit);
+    if (trajectory.finish == FinishReason::kAbort) {
+      aborted += 1;
+    } else if (!trajectory.reward_total.has_value()) {
+      unscored += 1;
+    }
+    if (batch->trained[b] != 0) {
+      groups[batch->group[b]].Add(batch->scores[b]);
+    }
+  }
+  double spread = 0;
+  double wide = 0;
+  for (const auto& [group, moments] : groups) {
+    if (moments.count > 1) {
+      spread += std::sqrt(moments.Variance(/*ddof=*/1));
+      wide += 1;
+    }
+  }
+  if (wide > 0) {
+    batch->metrics["rollout/group_std"] = spread / wide;
+  }
+  const double n = std::max<double>(1, static_cast<double>(batch->shape.rows));
+  batch->metrics["rollout/abort_frac"] = aborted / n;
+  batch->metrics["rollout/unscored_frac"] = unscored / n;
+  batch->metrics["rollout/units"] = static_cast<double>(units.size());
+}
+
+// Mean and standard deviation of masked values, for metrics only.
+Moments MaskedMoments(std::span<const double> values, Mask mask) {
+  Moments moments;
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (mask[i] != 0) {
+      moments.Add(values[i]);
+    }
+  }
+  return moments;
+}
 
 void FillRow(const Trajectory& trajectory, int64_t row, RolloutBatch* batch) {
   for (size_t t = 0; t < trajectory.response_ids.size(); ++t) {
@@ -160,6 +220,12 @@ void CompareBehaviour(RolloutBatch* batch) {
   }
 }
 
+void ReportAdvantages(RolloutBatch* batch) {
+  const Moments moments = MaskedMoments(batch->advantages, batch->mask);
+  batch->metrics["advantage/mean"] = moments.mean;
+  batch->metrics["advantage/std"] = std::sqrt(moments.Variance());
+}
+
 absl::Status GroupedAdvantages(const RolloutOptions& options,
                                std::span<const double> rewards,
                                RolloutBatch* batch) {
@@ -182,6 +248,7 @@ absl::Status GroupedAdvantages(const RolloutOptions& options,
                                     .token_rewards = rewards};
   COX_ASSIGN_OR_RETURN(batch->advantages,
                        GroupAdvantages<double>(input, reducer));
+  ReportAdvantages(batch);
   return absl::OkStatus();
 }
 
@@ -201,6 +268,10 @@ absl::Status CriticAdvantages(const RolloutOptions& options,
       batch->advantages[i] = 0;  // the place after the last has a value only
     }
   }
+  ReportAdvantages(batch);
+  batch->metrics["val/mean"] = MaskedMoments(values, batch->value_mask).mean;
+  batch->metrics["val/return_mean"] =
+      MaskedMoments(batch->returns, batch->value_mask).mean;
   if (options.whiten_advantages) {
     COX_ASSIGN_OR_RETURN(
         Whitened<double> white,
@@ -253,6 +324,7 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
     }
   }
   totals.Finish(&batch);
+  CountShares(trajectories, &batch);
   return batch;
 }
 
@@ -294,6 +366,7 @@ absl::Status ComputeAdvantages(const RolloutOptions& options, double beta,
   batch->metrics["objective/kl"] = batch->mean_kl;
   batch->metrics["objective/score_total"] =
       batch->metrics["objective/scores"] - beta * batch->mean_kl;
+  batch->metrics["objective/non_score_reward"] = -beta * batch->mean_kl;
   CompareBehaviour(batch);
 
   const bool token_rewards =

@@ -20,10 +20,10 @@
 
 namespace cox {
 
-enum class ScheduleMode { kSync, kFixedLag, kStreaming };
+enum class RolloutSchedule { kSync, kFixedLag, kStreaming };
 
 struct RolloutOptions {
-  ScheduleMode mode = ScheduleMode::kSync;
+  RolloutSchedule mode = RolloutSchedule::kSync;
   int64_t lag = 0;  // kFixedLag
   int64_t eta = 0;  // kStreaming: largest staleness
   int32_t stage = 0;
@@ -71,7 +71,8 @@ struct RolloutBatch {
 // answer. INTERNAL when a version breaks the schedule's bound (the coordinator
 // admits none, design invariant 5); INVALID_ARGUMENT when log-probs that
 // training needs are absent. Metrics: objective/{scores,gold,entropy},
-// rollout/{stop_frac,length,excluded}, async/staleness_max.
+// rollout/{stop_frac,length,length_max,prompt_length,excluded,abort_frac,
+// unscored_frac,units,group_std}, async/{staleness_max,staleness_mean}.
 absl::StatusOr<RolloutBatch> MakeRolloutBatch(
     int64_t step, std::span<const Trajectory> trajectories,
     const RolloutOptions& options);
@@ -81,7 +82,8 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
 bool HasNonFinite(const RolloutBatch& batch);
 
 // Rewards, advantages and returns from `proximal` and `values`. Metrics:
-// objective/{kl,score_total}, offpolicy/{w_mean,w_max,ess},
+// objective/{kl,score_total,non_score_reward}, offpolicy/{w_mean,w_max,ess},
+// advantage/{mean,std} before whitening, val/{mean,return_mean},
 // mismatch/{max_abs,k3} over sequences of the current version.
 absl::Status ComputeAdvantages(const RolloutOptions& options, double beta,
                                RolloutBatch* batch);

@@ -1,0 +1,271 @@
+#include "learner/stage_service.h"
+
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "learner/ppo_trainer.h"
+#include "learner/rm_trainer.h"
+#include "learner/stage_data_service.h"
+#include "learner/stage_options_service.h"
+
+namespace cox {
+namespace {
+
+namespace v1 = cox::v1;
+
+using SnapshotPtr = std::shared_ptr<const Snapshot>;
+
+bool Names(const v1::CheckpointRef& checkpoint) {
+  return !checkpoint.directory().empty();
+}
+
+// Every byte of a checkpoint is hashed before any is used.
+absl::Status Verify(const StageContext& context,
+                    const v1::CheckpointRef& checkpoint) {
+  absl::StatusOr<CheckpointManifest> manifest =
+      VerifyCheckpoint(*context.fs, checkpoint.directory(),
+                       checkpoint.manifest_sha256());
+  if (absl::IsNotFound(manifest.status())) {
+    return absl::DataLossError(std::string(manifest.status().message()));
+  }
+  return manifest.status();
+}
+
+absl::Status CheckVocabulary(const StageContext& context,
+                             const Snapshot& policy) {
+  COX_ASSIGN_OR_RETURN(const ModelConfig config,
+                       ModelConfig::FromJson(policy.manifest.config_json));
+  if (config.vocab_size < context.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "model: ", config.vocab_size, " tokens, the tokenizer has ",
+        context.vocab_size));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<TrainEngine>> LoadEngine(
+    const StageContext& context, SnapshotPtr snapshot) {
+  COX_ASSIGN_OR_RETURN(std::unique_ptr<TrainEngine> engine,
+                       context.make_engine());
+  COX_RETURN_IF_ERROR(engine->Load(std::move(snapshot)));
+  return engine;
+}
+
+// Weights of `folder` in the checkpoint to resume from; null at the start.
+absl::StatusOr<SnapshotPtr> Resumed(const StageContext& context,
+                                    const v1::Assignment& assignment,
+                                    const std::string& folder) {
+  if (!Names(assignment.resume())) {
+    return SnapshotPtr();
+  }
+  return LoadModel(*context.fs,
+                   JoinPath(assignment.resume().directory(), folder), folder);
+}
+
+absl::StatusOr<SnapshotPtr> PolicyOf(const StageContext& context,
+                                     const v1::Assignment& assignment) {
+  COX_ASSIGN_OR_RETURN(SnapshotPtr policy,
+                       Resumed(context, assignment, "policy"));
+  if (policy == nullptr) {
+    COX_ASSIGN_OR_RETURN(policy,
+                         StartingPolicy(context, assignment.policy(),
+                                        "policy"));
+  }
+  return policy;
+}
+
+// The critic starts as the reward model, head, gain and bias included
+// (docs/algorithms.md §14), else with a fresh head on the policy's trunk.
+absl::StatusOr<SnapshotPtr> CriticOf(const StageContext& context,
+                                     const v1::Assignment& assignment,
+                                     const Snapshot& policy) {
+  COX_ASSIGN_OR_RETURN(SnapshotPtr critic,
+                       Resumed(context, assignment, "critic"));
+  if (critic != nullptr) {
+    return critic;
+  }
+  const uint64_t seed = context.config.seed();
+  const v1::RewardSettings& reward = context.config.reward();
+  std::string folder;
+  if (Names(assignment.reward())) {
+    COX_RETURN_IF_ERROR(Verify(context, assignment.reward()));
+    folder = JoinPath(assignment.reward().directory(), "reward");
+  } else if (reward.kind() == "rm" && !reward.path().empty()) {
+    folder = reward.path();
+  }
+  if (folder.empty()) {
+    return WithHead(policy, HeadKind::kScalar, "critic", seed);
+  }
+  COX_ASSIGN_OR_RETURN(const SnapshotPtr model,
+                       LoadModel(*context.fs, folder, "critic"));
+  return WithHead(*model, HeadKind::kScalar, "critic", seed);
+}
+
+absl::Status BuildLm(const StageContext& context,
+                     const v1::Assignment& assignment, StageRun* run) {
+  COX_ASSIGN_OR_RETURN(SnapshotPtr policy, PolicyOf(context, assignment));
+  COX_RETURN_IF_ERROR(CheckVocabulary(context, *policy));
+  COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, std::move(policy)));
+  const bool pretrain = assignment.stage_kind() == "pretrain";
+  COX_ASSIGN_OR_RETURN(
+      LmData data,
+      pretrain ? LoadPretrainData(context, run->policy->config())
+               : LoadSftData(context, run->policy->config(),
+                             assignment.stage()));
+  COX_ASSIGN_OR_RETURN(
+      const LmOptions options,
+      ReadLm(pretrain ? context.config.pretrain() : context.config.sft(),
+             assignment.total_steps()));
+  run->source = std::move(data.source);
+  COX_ASSIGN_OR_RETURN(run->trainer,
+                       MakeLmTrainer(options, *run->policy, *context.group,
+                                     *run->source, std::move(data.heldout)));
+  return absl::OkStatus();
+}
+
+absl::Status BuildRm(const StageContext& context,
+                     const v1::Assignment& assignment, StageRun* run) {
+  COX_ASSIGN_OR_RETURN(SnapshotPtr reward,
+                       Resumed(context, assignment, "reward"));
+  if (reward == nullptr) {
+    COX_ASSIGN_OR_RETURN(
+        const SnapshotPtr policy,
+        StartingPolicy(context, assignment.policy(), "policy"));
+    COX_ASSIGN_OR_RETURN(reward, WithHead(*policy, HeadKind::kScalar, "reward",
+                                          context.config.seed()));
+  }
+  COX_RETURN_IF_ERROR(CheckVocabulary(context, *reward));
+  COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, std::move(reward)));
+  COX_ASSIGN_OR_RETURN(RmData data,
+                       LoadRmData(context, run->policy->config()));
+  COX_ASSIGN_OR_RETURN(const RmOptions options,
+                       ReadRm(context.config, assignment.stage(),
+                              assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(run->trainer,
+                       MakeRmTrainer(options, *run->policy, *context.group,
+                                     std::move(data)));
+  return absl::OkStatus();
+}
+
+absl::Status BuildPpo(const StageContext& context,
+                      const v1::Assignment& assignment, StageRun* run) {
+  COX_ASSIGN_OR_RETURN(const PpoOptions options,
+                       ReadPpo(context.config, assignment.stage(),
+                               assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(const SnapshotPtr policy,
+                       PolicyOf(context, assignment));
+  COX_RETURN_IF_ERROR(CheckVocabulary(context, *policy));
+  COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, policy));
+  if (!options.rollout.group.has_value()) {
+    COX_ASSIGN_OR_RETURN(SnapshotPtr critic,
+                         CriticOf(context, assignment, *policy));
+    COX_RETURN_IF_ERROR(CheckVocabulary(context, *critic));
+    COX_ASSIGN_OR_RETURN(run->critic, LoadEngine(context, std::move(critic)));
+  }
+  if (options.ptx_coef > 0) {
+    COX_ASSIGN_OR_RETURN(run->source,
+                         LoadPtxText(context, run->policy->config()));
+  }
+  COX_ASSIGN_OR_RETURN(
+      run->trainer, MakePpoTrainer(options, {.policy = run->policy.get(),
+                                             .critic = run->critic.get(),
+                                             .group = context.group,
+                                             .ptx = run->source.get()}));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<StageRun> BuildStage(const StageContext& context,
+                                    const v1::Assignment& assignment) {
+  if (Names(assignment.resume())) {
+    COX_RETURN_IF_ERROR(Verify(context, assignment.resume()));
+  }
+  StageRun run;
+  const std::string& kind = assignment.stage_kind();
+  if (kind == "pretrain" || kind == "sft") {
+    COX_RETURN_IF_ERROR(BuildLm(context, assignment, &run));
+  } else if (kind == "rm") {
+    COX_RETURN_IF_ERROR(BuildRm(context, assignment, &run));
+  } else if (kind == "ppo") {
+    COX_RETURN_IF_ERROR(BuildPpo(context, assignment, &run));
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat("stage ", assignment.stage(), ": no training for '", kind,
+                     "'"));
+  }
+  if (Names(assignment.resume())) {
+    COX_ASSIGN_OR_RETURN(
+        const std::string state,
+        context.fs->ReadAll(JoinPath(assignment.resume().directory(),
+                                     "trainer/state.bin")));
+    COX_RETURN_IF_ERROR(run.trainer->LoadState(state));
+    if (run.trainer->completed_steps() != assignment.resume().step()) {
+      return absl::DataLossError(absl::StrCat(
+          "checkpoint ", assignment.resume().directory(), ": expected step ",
+          assignment.resume().step(), ", found ",
+          run.trainer->completed_steps()));
+    }
+  }
+  return run;
+}
+
+absl::StatusOr<SnapshotPtr> StartingPolicy(const StageContext& context,
+                                           const v1::CheckpointRef& checkpoint,
+                                           const std::string& model) {
+  if (Names(checkpoint)) {
+    COX_RETURN_IF_ERROR(Verify(context, checkpoint));
+    return LoadModel(*context.fs, JoinPath(checkpoint.directory(), "policy"),
+                     model);
+  }
+  const v1::ModelSettings& settings = context.config.model();
+  if (!settings.init().empty()) {
+    return LoadModel(*context.fs, settings.init(), model);
+  }
+  COX_ASSIGN_OR_RETURN(
+      const ModelConfig config,
+      ModelFromSettings(settings, context.vocab_size, context.eos_ids,
+                        context.pad_id));
+  const Manifest layout = ParameterLayout(config, model);
+  std::vector<float> parameters(
+      static_cast<size_t>(layout.arena_bytes) / sizeof(float), 0.0f);
+  InitializeParameters(config, context.config.seed(), parameters);
+  return SnapshotFromFloats(layout, parameters);
+}
+
+absl::StatusOr<SnapshotPtr> OrderedModel(const StageContext& context,
+                                         const v1::PublishOrder& order) {
+  const std::string& model = order.ref().model();
+  SnapshotPtr snapshot;
+  if (Names(order.checkpoint())) {
+    COX_RETURN_IF_ERROR(Verify(context, order.checkpoint()));
+    COX_ASSIGN_OR_RETURN(
+        snapshot,
+        LoadModel(*context.fs,
+                  JoinPath(order.checkpoint().directory(),
+                           order.folder().empty() ? "policy" : order.folder()),
+                  model));
+  } else if (model == "reward") {
+    COX_ASSIGN_OR_RETURN(
+        snapshot,
+        LoadModel(*context.fs, context.config.reward().path(), model));
+  } else if (model == "reference" &&
+             !context.config.model().reference().empty()) {
+    COX_ASSIGN_OR_RETURN(
+        snapshot,
+        LoadModel(*context.fs, context.config.model().reference(), model));
+  } else {
+    COX_ASSIGN_OR_RETURN(snapshot, StartingPolicy(context, {}, model));
+  }
+  const std::string& expected = order.ref().content_hash();
+  if (!expected.empty() && snapshot->content_hash != expected) {
+    return absl::DataLossError(
+        absl::StrCat(model, " of stage ", order.ref().version().stage(),
+                     ", step ", order.ref().version().step(), ": expected ",
+                     expected, ", found ", snapshot->content_hash));
+  }
+  return snapshot;
+}
+
+}  // namespace cox

@@ -1,0 +1,84 @@
+#include "learner/optimizer.h"
+
+#include <cmath>
+#include <limits>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "learner/batching.h"
+#include "lib/comm/inprocess.h"
+#include "lib/engine/fake.h"
+#include "tests/learner/learner_testing.h"
+
+namespace cox {
+namespace {
+
+std::unique_ptr<TrainEngine> MakeEngine() {
+  std::unique_ptr<TrainEngine> engine = MakeFakeTrainEngine();
+  EXPECT_OK(engine->Load(*FakeSnapshot(FakeModelConfig(5, 4), "policy", 3)));
+  engine->ZeroGradients();
+  return engine;
+}
+
+TEST(FlatOptimizerTest, ClipsByTheNormOfTheSumOverRanks) {
+  std::vector<std::unique_ptr<Collective>> groups = MakeInProcessGroup(2);
+  std::vector<double> norms(2);
+  {
+    std::vector<Thread> threads;
+    for (size_t rank = 0; rank < 2; ++rank) {
+      threads.emplace_back("rank", [&, rank] {
+        auto engine = MakeEngine();
+        // 3 on one rank and 4 on the other, on different parameters: norm 5.
+        engine->Gradients()[rank] = rank == 0 ? 3.0f : 4.0f;
+        auto optimizer =
+            FlatOptimizer::Create(testing::TestOptimizer(0.1),
+                                  engine->layout());
+        ASSERT_OK(optimizer);
+        const auto update = optimizer->Apply(0, *engine, *groups[rank]);
+        ASSERT_OK(update);
+        norms[rank] = update->grad_norm;
+      });
+    }
+  }
+  EXPECT_NEAR(norms[0], 5.0, 1e-12);
+  EXPECT_EQ(norms[0], norms[1]);
+}
+
+TEST(FlatOptimizerTest, SkipsANonFiniteGradientAndKeepsItsState) {
+  auto engine = MakeEngine();
+  const std::vector<float> before(engine->Parameters().begin(),
+                                  engine->Parameters().end());
+  ASSERT_OK_AND_ASSIGN(
+      FlatOptimizer optimizer,
+      FlatOptimizer::Create(testing::TestOptimizer(0.1), engine->layout()));
+  StateWriter untouched;
+  optimizer.Save("o", &untouched);
+  PoisonGradient(*engine);
+  ASSERT_OK_AND_ASSIGN(const auto update,
+                       optimizer.Apply(0, *engine, *MakeSingleRank()));
+  EXPECT_TRUE(update.skipped);
+  EXPECT_EQ(before, std::vector<float>(engine->Parameters().begin(),
+                                       engine->Parameters().end()));
+  StateWriter after;
+  optimizer.Save("o", &after);
+  EXPECT_EQ(after.Finish(), untouched.Finish());
+}
+
+TEST(FlatOptimizerTest, DecaysMatricesOnly) {
+  auto engine = MakeEngine();
+  OptimizerOptions options = testing::TestOptimizer(0.1);
+  options.adam.weight_decay = 0.5;
+  ASSERT_OK_AND_ASSIGN(FlatOptimizer optimizer,
+                       FlatOptimizer::Create(options, engine->layout()));
+  std::fill(engine->Parameters().begin(), engine->Parameters().end(), 1.0f);
+  ASSERT_OK(optimizer.Apply(0, *engine, *MakeSingleRank()));
+  for (const TensorInfo& tensor : engine->layout().tensors) {
+    const float value = engine->Parameters()[tensor.offset / sizeof(float)];
+    // 1 - lr * decay = 0.95 with gradient 0.
+    const bool decays = HasWeightDecay(tensor.name, tensor.shape);
+    EXPECT_FLOAT_EQ(value, decays ? 0.95f : 1.0f) << tensor.name;
+  }
+}
+
+}  // namespace
+}  // namespace cox
