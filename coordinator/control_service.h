@@ -1,0 +1,40 @@
+#ifndef COX_COORDINATOR_CONTROL_SERVICE_H_
+#define COX_COORDINATOR_CONTROL_SERVICE_H_
+
+#include "coordinator/coordinator_service.h"
+#include "cox/v1/control.grpc.pb.h"
+
+namespace cox {
+
+class ControlServiceImpl final
+    : public cox::v1::ControlService::CallbackService {
+ public:
+  explicit ControlServiceImpl(ServiceContext* service) : service_(*service) {}
+
+  grpc::ServerUnaryReactor* Pause(grpc::CallbackServerContext* context,
+                                  const cox::v1::PauseRequest* request,
+                                  cox::v1::ControlResponse* response) override;
+  grpc::ServerUnaryReactor* Resume(
+      grpc::CallbackServerContext* context,
+      const cox::v1::ResumeRequest* request,
+      cox::v1::ControlResponse* response) override;
+  grpc::ServerUnaryReactor* Stop(grpc::CallbackServerContext* context,
+                                 const cox::v1::StopRequest* request,
+                                 cox::v1::ControlResponse* response) override;
+  // UNIMPLEMENTED: the number of processes belongs to whoever starts them.
+  grpc::ServerUnaryReactor* Scale(grpc::CallbackServerContext* context,
+                                  const cox::v1::ScaleRequest* request,
+                                  cox::v1::ControlResponse* response) override;
+  // UNIMPLEMENTED: learners take the coefficient from the configuration.
+  grpc::ServerUnaryReactor* SetKlCoef(
+      grpc::CallbackServerContext* context,
+      const cox::v1::SetKlCoefRequest* request,
+      cox::v1::ControlResponse* response) override;
+
+ private:
+  ServiceContext& service_;
+};
+
+}  // namespace cox
+
+#endif  // COX_COORDINATOR_CONTROL_SERVICE_H_

@@ -1,0 +1,181 @@
+#ifndef COX_COORDINATOR_COORDINATOR_SERVICE_H_
+#define COX_COORDINATOR_COORDINATOR_SERVICE_H_
+
+// The coordinator as a whole: core thread, gRPC services, HTTP port.
+//
+//   main --> Coordinator --owns--> RpcServer --> *Service --> CoreHost --> core
+//                           \----> HttpServer                     \--> outputs
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "coordinator/core_host.h"
+#include "coordinator/run_outputs.h"
+#include "coordinator/run_setup.h"
+#include "cox/v1/types.pb.h"
+#include "grpcpp/impl/codegen/service_type.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/server_callback.h"
+#include "lib/base/clock.h"
+#include "lib/base/fs.h"
+#include "lib/rpc/http_server.h"
+#include "lib/rpc/server.h"
+#include "lib/rpc/status_convert.h"
+
+namespace cox {
+
+// What handlers use; outlives the server.
+struct ServiceContext {
+  CoreHost* host = nullptr;
+  const PreparedRun* run = nullptr;
+  RunOutputs* outputs = nullptr;
+  Fs* fs = nullptr;
+  MonoTime start;
+  // Bytes of units that are being received, over all streams.
+  std::atomic<int64_t> receiving_bytes{0};
+};
+
+// The one table of who may call what (docs/protocol.md, "Authorisation").
+// `method` as in "RunService.Register". False for an unknown method.
+bool RoleMay(std::string_view role, std::string_view method);
+
+// Deadline present, run id right, role allowed.
+absl::Status Admit(const ServiceContext& service,
+                   const grpc::ServerContextBase& context,
+                   const cox::v1::Caller& caller, std::string_view method);
+
+CoreCaller ToCore(const cox::v1::Caller& caller);
+inline absl::Status BusyError() {
+  return absl::UnavailableError("the coordinator is busy or going down");
+}
+// A long poll's wait: at most 30 s, and less than the call's deadline.
+absl::Duration PollWait(const grpc::ServerContextBase& context,
+                        int64_t wait_ms);
+
+// Answers a unary call from the core thread, after the commit.
+// `fn(core) -> absl::Status` fills in the response.
+template <typename Fn>
+grpc::ServerUnaryReactor* RunUnary(ServiceContext& service,
+                                   grpc::CallbackServerContext* context,
+                                   const cox::v1::Caller& caller,
+                                   std::string_view method, Fn fn) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::Status admitted = Admit(service, *context, caller, method);
+  if (!admitted.ok()) {
+    reactor->Finish(ToGrpc(admitted));
+    return reactor;
+  }
+  CoreHost* host = service.host;
+  const bool posted = host->Post([host, reactor, fn = std::move(fn)] {
+    const absl::Status status = fn(host->core());
+    host->AfterCommit([reactor, status](const absl::Status& committed) {
+      reactor->Finish(ToGrpc(committed.ok() ? status : committed));
+    });
+  });
+  if (!posted) {
+    reactor->Finish(ToGrpc(BusyError()));
+  }
+  return reactor;
+}
+
+// The same for a long poll: `fn(core) -> absl::StatusOr<bool>`, false = not
+// yet. When the time is over the response goes out as it is.
+template <typename Fn>
+grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
+                                  grpc::CallbackServerContext* context,
+                                  const cox::v1::Caller& caller,
+                                  std::string_view method, int64_t wait_ms,
+                                  Fn fn) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::Status admitted = Admit(service, *context, caller, method);
+  if (!admitted.ok()) {
+    reactor->Finish(ToGrpc(admitted));
+    return reactor;
+  }
+  CoreHost* host = service.host;
+  const absl::Duration wait = PollWait(*context, wait_ms);
+  const bool posted = host->Post([host, reactor, context, wait,
+                                  fn = std::move(fn)] {
+    host->Park(wait, [host, reactor, context, fn](bool expired) {
+      // A caller that is gone must not be given anything, e.g. a lease.
+      const absl::StatusOr<bool> answered =
+          context->IsCancelled()
+              ? absl::StatusOr<bool>(absl::CancelledError("caller is gone"))
+              : fn(host->core());
+      if (answered.ok() && !*answered && !expired) {
+        return false;
+      }
+      host->AfterCommit([reactor, status = answered.status()](
+                            const absl::Status& committed) {
+        reactor->Finish(ToGrpc(committed.ok() ? status : committed));
+      });
+      return true;
+    });
+  });
+  if (!posted) {
+    reactor->Finish(ToGrpc(BusyError()));
+  }
+  return reactor;
+}
+
+struct CoordinatorOptions {
+  std::string host = "127.0.0.1";
+  int port = -1;  // -1 = as recorded in endpoints.json if free, else any
+  int http_port = 0;
+  CoreHostOptions core_host;
+};
+
+// Thread-safe after Start.
+class Coordinator : public EffectHandler {
+ public:
+  // Serves when it returns. INVALID_ARGUMENT: `port` is in use.
+  static absl::StatusOr<std::unique_ptr<Coordinator>> Start(
+      Fs& fs, PreparedRun run, CoordinatorOptions options);
+  ~Coordinator() override;
+  Coordinator(const Coordinator&) = delete;
+  Coordinator& operator=(const Coordinator&) = delete;
+
+  const std::string& address() const { return server_->address(); }
+  int http_port() const { return http_->port(); }
+  const std::string& run_id() const { return run_.run_id; }
+  // Exit code once the run has ended and its processes have left, or have had
+  // their time to: 0 done or stopped, 43 failed, 42 ledger lost.
+  std::optional<int> ExitCode() const;
+  // Answers what is parked, lets calls finish for `grace`, closes the ledger.
+  // Idempotent.
+  void Shutdown(absl::Duration grace);
+
+  // EffectHandler, on the core thread.
+  void OnEffect(CoordinatorCore& core, const Effect& effect) override;
+  void OnTick(CoordinatorCore& core) override;
+
+ private:
+  Coordinator(Fs& fs, PreparedRun run, CoordinatorOptions options);
+  absl::Status Init();
+  absl::Status StartServers();
+  absl::Status WriteEndpoints();
+  int RecordedPort() const;
+
+  Fs& fs_;
+  PreparedRun run_;
+  const CoordinatorOptions options_;
+  ServiceContext context_;
+  std::unique_ptr<CoreHost> host_;
+  std::unique_ptr<RunOutputs> outputs_;
+  std::vector<std::unique_ptr<grpc::Service>> services_;
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<HttpServer> http_;
+  std::atomic<bool> shut_down_{false};
+  std::atomic<int> exit_code_{-1};  // -1 = goes on
+  std::atomic<int64_t> ended_ns_{0};
+};
+
+}  // namespace cox
+
+#endif  // COX_COORDINATOR_COORDINATOR_SERVICE_H_

@@ -1,0 +1,502 @@
+#include "coordinator/core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "lib/base/hash.h"
+#include "lib/rpc/error_reason.h"
+
+namespace cox {
+namespace {
+
+// Kept in memory for MonitorService; the ledger keeps all.
+constexpr size_t kMaxEvents = 10000;
+constexpr absl::Duration kOwnStall = absl::Seconds(1);
+
+}  // namespace
+
+std::string BatchHash(const std::vector<BatchUnit>& units) {
+  Sha256 hash;
+  for (const BatchUnit& unit : units) {
+    hash.Update(absl::StrCat(unit.id.ToString(), " ", unit.sha256, "\n"));
+  }
+  return hash.HexDigest();
+}
+
+CoordinatorCore::CoordinatorCore(CoreOptions options, RunPlan plan,
+                                 Epoch epoch, MonoTime now)
+    : options_(std::move(options)),
+      plan_(std::move(plan)),
+      epoch_(epoch),
+      now_(now) {}
+
+absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Create(
+    CoreOptions options, RunPlan plan, const LedgerState& state, Epoch epoch,
+    MonoTime now) {
+  std::unique_ptr<CoordinatorCore> core(
+      new CoordinatorCore(std::move(options), std::move(plan), epoch, now));
+  COX_RETURN_IF_ERROR(core->Recover(state));
+  return core;
+}
+
+absl::Status CoordinatorCore::Recover(const LedgerState& state) {
+  generation_ = state.generation;
+  for (const StepRow& row : state.steps) {
+    std::vector<StepRow>& steps = steps_[row.stage];
+    if (row.step != static_cast<int64_t>(steps.size()) + 1) {
+      return absl::DataLossError(absl::StrCat(
+          "ledger: stage ", row.stage, ": step ", steps.size() + 1,
+          " expected, found ", row.step));
+    }
+    steps.push_back(row);
+  }
+  for (const CheckpointRow& row : state.checkpoints) {
+    checkpoints_[{row.stage, row.step}] = row;
+  }
+  for (const VersionRow& row : state.versions) {
+    versions_[{row.model, row.version}] = row;
+  }
+  for (const EventRow& row : state.events) {
+    events_.push_back(row);
+    next_event_ = row.number + 1;
+  }
+  for (const ControlRow& row : state.controls) {
+    next_control_ = row.number + 1;
+    if (row.command == "pause" || row.command == "resume") {
+      paused_ = row.command == "pause";
+    }
+  }
+  COX_RETURN_IF_ERROR(RecoverStages(state));
+  COX_RETURN_IF_ERROR(RecoverUnits(state));
+  AddEvent("coordinator", absl::StrCat("epoch ", epoch_.value, " started"));
+  CheckStageComplete();
+  return CheckInvariants();
+}
+
+absl::Status CoordinatorCore::RecoverStages(const LedgerState& state) {
+  for (const StageRow& row : state.stages) {
+    if (row.stage < 0 || row.stage >= plan_.num_stages()) {
+      return absl::DataLossError(absl::StrCat(
+          "ledger: stage ", row.stage, " is not in the plan"));
+    }
+    stage_rows_[row.stage] = row;
+    if (plan_.stage(row.stage).total_steps == 0) {
+      plan_.SetTotalSteps(row.stage, row.total_steps);
+    }
+    if (row.state == "done") {
+      current_ = std::max(current_, row.stage + 1);
+    }
+  }
+  if (current_ < plan_.num_stages() && !stage_rows_.contains(current_)) {
+    StageRow row{current_, "running", plan_.stage(current_).total_steps, {}};
+    stage_rows_[current_] = row;
+    Record(row);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
+  UnitKey last{0, -1};
+  for (const UnitRow& row : state.units) {
+    if (row.id.stage != current_) {
+      continue;
+    }
+    if (!plan_.UnitExists(row.id)) {
+      return absl::DataLossError(absl::StrCat(
+          "ledger: unit ", row.id.ToString(), " is not in the plan"));
+    }
+    submitted_[{row.id.step, row.id.index}] = row;
+    last = std::max(last, UnitKey{row.id.step, row.id.index});
+  }
+  for (const BatchRow& row : state.batches) {
+    if (row.stage == current_) {
+      batches_[row.step] = row;
+    }
+  }
+  if (done() || !plan_.stage(current_).has_units()) {
+    return absl::OkStatus();
+  }
+  if (plan_.IsStreaming(current_)) {
+    for (const auto& [key, row] : submitted_) {
+      queue_.insert(key);
+    }
+    for (const auto& [step, batch] : batches_) {
+      for (const UnitId& unit : batch.units) {
+        if (queue_.erase({unit.step, unit.index}) != 1) {
+          return absl::DataLossError(absl::StrCat(
+              "ledger: unit ", unit.ToString(), " of step ", step,
+              " is missing or in two steps"));
+        }
+      }
+    }
+    // Units are issued in order; holes below the last one are open again.
+    const int32_t width = plan_.stage(current_).units_per_step();
+    planned_units_ = (last.first > 0 ? (last.first - 1) * width : 0) +
+                     last.second + 1;
+    for (int64_t n = 0; n < planned_units_; ++n) {
+      const UnitKey key{n / width + 1, static_cast<int32_t>(n % width)};
+      if (!submitted_.contains(key)) {
+        pending_.insert(key);
+      }
+    }
+  }
+  OpenUnits();
+  return absl::OkStatus();
+}
+
+void CoordinatorCore::AdvanceTo(MonoTime now, double wall_time_s) {
+  wall_time_s_ = wall_time_s;
+  const absl::Duration gap = now - now_;
+  now_ = now;
+  if (gap <= kOwnStall) {
+    return;
+  }
+  for (auto& [id, session] : sessions_) {
+    session.last_contact = session.last_contact + gap;
+  }
+  for (auto& [key, lease] : leases_) {
+    lease.expires = lease.expires + gap;
+  }
+}
+
+void CoordinatorCore::Tick() {
+  std::vector<std::string> gone;
+  for (auto& [id, session] : sessions_) {
+    const absl::Duration silent = now_ - session.last_contact;
+    if (session.alive && silent > options_.suspect) {
+      session.alive = false;
+      AddEvent("session lost", session.who.caller.name);
+      ReleaseLeases(id);
+      std::erase_if(joiners_, [&id = id](const auto& joiner) {
+        return joiner.second.session == id;
+      });
+      Changed();
+    } else if (!session.alive && silent > options_.suspect * 20) {
+      gone.push_back(id);
+    }
+  }
+  for (const std::string& id : gone) {
+    EndSession(id);
+  }
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    if (it->second.expires <= now_) {
+      pending_.insert(it->first);
+      it = leases_.erase(it);
+      Changed();
+    } else {
+      ++it;
+    }
+  }
+}
+
+absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::Find(
+    const CoreCaller& caller, std::string_view role) {
+  if (caller.epoch > epoch_.value) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat(
+            "this is epoch ", epoch_.value, ", the caller knows epoch ",
+            caller.epoch)),
+        ErrorReason::kStaleEpoch);
+  }
+  // Before the epoch: sessions live in memory, so after a restart everybody
+  // gets the answer that says what to do.
+  auto found = sessions_.find(caller.session);
+  if (found == sessions_.end()) {
+    return WithReason(absl::NotFoundError(absl::StrCat(
+                          "epoch ", epoch_.value, " does not know session ",
+                          caller.session, " of ", caller.name,
+                          ": register")),
+                      ErrorReason::kUnknownSession);
+  }
+  if (caller.epoch != epoch_.value) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat(
+            "epoch ", caller.epoch, " is over, now ", epoch_.value)),
+        ErrorReason::kStaleEpoch);
+  }
+  Session& session = found->second;
+  if (!role.empty() && session.who.caller.role != role) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("only for role ", std::string(role)));
+  }
+  session.last_contact = now_;
+  if (!session.alive) {
+    session.alive = true;
+    Changed();
+  }
+  return &session;
+}
+
+absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::FindMember(
+    const CoreCaller& caller) {
+  COX_ASSIGN_OR_RETURN(Session * session, Find(caller, "learner"));
+  const int32_t rank = session->who.rank;
+  bool member = group_valid_ && caller.generation == generation_.value &&
+                caller.generation > 0;
+  if (member) {
+    auto found = members_.find(rank);
+    if (found == members_.end()) {
+      // This incarnation of the coordinator has not seen the group yet.
+      members_[rank].session = caller.session;
+    } else {
+      member = found->second.session == caller.session;
+    }
+  }
+  if (!member) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat(
+            "generation ", caller.generation, " of rank ", rank,
+            " is over, now ", generation_.value, ": join again")),
+        ErrorReason::kStaleGeneration);
+  }
+  return session;
+}
+
+absl::Status CoordinatorCore::Register(const RegisterEvent& event) {
+  const CoreCaller& caller = event.caller;
+  if (caller.session.empty()) {
+    return absl::InvalidArgumentError("caller.session is empty");
+  }
+  if (caller.role != "actor" && caller.role != "reward" &&
+      caller.role != "learner") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "caller.role: actor, reward or learner expected, found '", caller.role,
+        "'"));
+  }
+  if (caller.role == "learner" &&
+      (event.rank < 0 || event.rank >= options_.world_size)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank: 0..", options_.world_size - 1,
+                     " expected, found ", event.rank));
+  }
+  if (!event.numerics_class.empty()) {
+    std::string& known = numerics_[caller.role];
+    if (known.empty()) {
+      known = event.numerics_class;
+    } else if (known != event.numerics_class) {
+      const std::string text =
+          absl::StrCat(caller.name, ": numerics class '",
+                       event.numerics_class, "', this run's ", caller.role,
+                       " processes have '", known, "'");
+      AddEvent("numerics", text);
+      if (plan_.schedule().mode != ScheduleMode::kStreaming) {
+        return absl::InvalidArgumentError(text);
+      }
+    }
+  }
+  Session& session = sessions_[caller.session];
+  const bool first = session.who.caller.session.empty();
+  session.who = event;
+  session.last_contact = now_;
+  session.alive = true;
+  if (first) {
+    AddEvent("session", absl::StrCat(caller.name, " registered"));
+  }
+  Changed();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> CoordinatorCore::Heartbeat(const HeartbeatEvent& event) {
+  COX_ASSIGN_OR_RETURN(Session * session, Find(event.caller));
+  session->state = event.state;
+  session->state_ms = event.state_ms;
+  session->waiting_for = event.waiting_for;
+  session->rss_bytes = event.rss_bytes;
+  SetHeld(event.caller.session, *session,
+          {event.held.begin(), event.held.end()});
+  return draining_ || done() || !failure_.empty();
+}
+
+void CoordinatorCore::SetHeld(const std::string& id, Session& session,
+                              std::set<std::string> held) {
+  if (held == session.held) {
+    return;
+  }
+  for (const std::string& hash : session.held) {
+    auto found = holders_.find(hash);
+    if (found != holders_.end()) {
+      found->second.erase(id);
+      if (found->second.empty()) {
+        holders_.erase(found);
+      }
+    }
+  }
+  for (const std::string& hash : held) {
+    holders_[hash].insert(id);
+  }
+  session.held = std::move(held);
+  Changed();
+}
+
+absl::Status CoordinatorCore::ReportHeld(const CoreCaller& caller,
+                                         const std::vector<std::string>& hashes,
+                                         const std::string& address) {
+  COX_ASSIGN_OR_RETURN(Session * session, Find(caller));
+  if (!address.empty()) {
+    session->who.address = address;
+  }
+  SetHeld(caller.session, *session, {hashes.begin(), hashes.end()});
+  return absl::OkStatus();
+}
+
+absl::Status CoordinatorCore::Drain(const CoreCaller& caller,
+                                    const std::string& reason) {
+  COX_ASSIGN_OR_RETURN(Session * session, Find(caller));
+  AddEvent("session left",
+           absl::StrCat(session->who.caller.name, ": ", reason));
+  // The one failure that a learner sees and the coordinator cannot.
+  if (caller.role == "learner" && reason.starts_with("diverged")) {
+    Fail(absl::StrCat(session->who.caller.name, ": ", reason), 43);
+  }
+  EndSession(caller.session);
+  return absl::OkStatus();
+}
+
+void CoordinatorCore::EndSession(const std::string& id) {
+  auto found = sessions_.find(id);
+  if (found == sessions_.end()) {
+    return;
+  }
+  ReleaseLeases(id);
+  SetHeld(id, found->second, {});
+  std::erase_if(joiners_, [&](const auto& joiner) {
+    return joiner.second.session == id;
+  });
+  sessions_.erase(found);
+  Changed();
+}
+
+void CoordinatorCore::ReleaseLeases(const std::string& session) {
+  for (auto it = leases_.begin(); it != leases_.end();) {
+    if (it->second.session == session) {
+      pending_.insert(it->first);
+      it = leases_.erase(it);
+      Changed();
+    } else {
+      ++it;
+    }
+  }
+}
+
+bool CoordinatorCore::HasLiveHolder(const std::string& hash) const {
+  auto found = holders_.find(hash);
+  if (found == holders_.end()) {
+    return false;
+  }
+  return std::any_of(found->second.begin(), found->second.end(),
+                     [this](const std::string& id) {
+                       auto session = sessions_.find(id);
+                       return session != sessions_.end() &&
+                              session->second.alive;
+                     });
+}
+
+SourceData CoordinatorCore::Source(const VersionRow& version,
+                                   const std::string& asking) const {
+  // Whoever was named least often comes first, so that copies spread in a
+  // tree instead of all from the publisher.
+  constexpr size_t kMaxSources = 4;
+  SourceData source;
+  source.version = version;
+  std::vector<std::pair<int64_t, std::string>> ranked;
+  if (auto found = holders_.find(version.content_hash);
+      found != holders_.end()) {
+    for (const std::string& id : found->second) {
+      auto session = sessions_.find(id);
+      if (id == asking || session == sessions_.end() ||
+          !session->second.alive || session->second.who.address.empty()) {
+        continue;
+      }
+      const std::string& address = session->second.who.address;
+      auto times = handed_out_.find(address);
+      ranked.emplace_back(times == handed_out_.end() ? 0 : times->second,
+                          address);
+    }
+  }
+  std::sort(ranked.begin(), ranked.end());
+  if (ranked.size() > kMaxSources) {
+    ranked.resize(kMaxSources);
+  }
+  if (!ranked.empty() && !asking.empty()) {
+    ++handed_out_[ranked.front().second];
+  }
+  for (auto& [times, address] : ranked) {
+    source.addresses.push_back(std::move(address));
+  }
+  return source;
+}
+
+std::optional<SourceData> CoordinatorCore::Target(
+    const std::string& model) const {
+  const VersionRow* newest = nullptr;
+  for (const auto& [key, row] : versions_) {
+    if (key.first == model && key.second.stage == current_) {
+      newest = &row;
+    }
+  }
+  if (newest == nullptr) {
+    return std::nullopt;
+  }
+  return Source(*newest, "");
+}
+
+int64_t CoordinatorCore::live_sessions() const {
+  return std::count_if(sessions_.begin(), sessions_.end(),
+                       [](const auto& entry) { return entry.second.alive; });
+}
+
+int64_t CoordinatorCore::Control(ControlCommand command) {
+  const char* names[] = {"pause", "resume", "stop"};
+  ControlRow row;
+  row.number = next_control_++;
+  row.command = names[static_cast<size_t>(command)];
+  // Stages without units know only their end as a border.
+  const bool units = !done() && plan_.stage(current_).has_units();
+  row.effective_step = command != ControlCommand::kPause ? 0
+                       : units                           ? committed() + 1
+                                                         : 0;
+  Record(row);
+  AddEvent("control", row.command);
+  if (command == ControlCommand::kStop) {
+    draining_ = true;
+  } else {
+    paused_ = command == ControlCommand::kPause;
+  }
+  Changed();
+  return row.effective_step;
+}
+
+void CoordinatorCore::Fail(const std::string& text, int exit_code) {
+  if (!failure_.empty()) {
+    return;
+  }
+  failure_ = text;
+  failure_exit_code_ = exit_code;
+  AddEvent("failure", text);
+  Effect effect;
+  effect.kind = Effect::Kind::kRunFailed;
+  effect.stage = current_;
+  effect.text = text;
+  effect.exit_code = exit_code;
+  effects_.push_back(std::move(effect));
+  Changed();
+}
+
+void CoordinatorCore::AddEvent(const std::string& kind,
+                               const std::string& text) {
+  EventRow row{next_event_++, wall_time_s_, kind, text};
+  events_.push_back(row);
+  if (events_.size() > kMaxEvents) {
+    events_.erase(events_.begin(),
+                  events_.begin() +
+                      static_cast<std::ptrdiff_t>(kMaxEvents / 2));
+  }
+  Record(std::move(row));
+}
+
+void CoordinatorCore::SetMeta(const std::string& key,
+                              const std::string& value) {
+  Record(MetaRow{key, value});
+}
+
+}  // namespace cox

@@ -1,0 +1,255 @@
+#ifndef COX_COORDINATOR_CORE_H_
+#define COX_COORDINATOR_CORE_H_
+
+// The coordinator's decisions, as a state machine without clock, files,
+// sockets or threads: event in; reply, ledger rows and effects out.
+//
+// The shell calls AdvanceTo(now), then events, then takes the rows with
+// TakeRows(), commits them in one synced transaction, and only then lets the
+// replies go and carries out TakeEffects(). When a commit fails the process
+// ends: memory is then ahead of the ledger.
+//
+// Rules are those of docs/protocol.md ("Coordinator and ledger", "Samples",
+// "Learner"). Invariants that CheckInvariants() asserts: steps contiguous;
+// every unit in at most one step; batches complete before their step; versions
+// of units as planned; generations never decrease; no result changes; planned
+// units = pending + leased + submitted.
+//
+// Errors of all events: NOT_FOUND (kUnknownSession: register first),
+// FAILED_PRECONDITION (kStaleEpoch, kStaleGeneration), PERMISSION_DENIED (the
+// session has another role), INVALID_ARGUMENT.
+//
+// Thread-compatible: one thread owns it.
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "coordinator/core_types.h"
+#include "coordinator/ledger.h"
+#include "coordinator/plan.h"
+
+namespace cox {
+
+class CoordinatorCore {
+ public:
+  // `state` is what the ledger holds; `epoch` this incarnation. DATA_LOSS when
+  // the rows contradict the plan or each other.
+  static absl::StatusOr<std::unique_ptr<CoordinatorCore>> Create(
+      CoreOptions options, RunPlan plan, const LedgerState& state, Epoch epoch,
+      MonoTime now);
+
+  // Moves time. A gap of more than a second is this process's own stall, not
+  // silence of the others: all expiries move along.
+  void AdvanceTo(MonoTime now, double wall_time_s);
+  void Tick();  // expiries; after AdvanceTo
+
+  // --- Sessions
+  absl::Status Register(const RegisterEvent& event);
+  absl::StatusOr<bool> Heartbeat(const HeartbeatEvent& event);  // true = stop
+  absl::Status Drain(const CoreCaller& caller, const std::string& reason);
+  absl::Status ReportHeld(const CoreCaller& caller,
+                          const std::vector<std::string>& hashes,
+                          const std::string& address);
+  absl::StatusOr<AssignmentData> GetAssignment(const CoreCaller& caller);
+
+  // --- Units
+  // At most `max_units` grants, oldest first; empty = nothing now.
+  absl::StatusOr<std::vector<LeaseGrant>> Lease(const CoreCaller& caller,
+                                                int32_t max_units);
+  absl::StatusOr<std::vector<bool>> Renew(const CoreCaller& caller,
+                                          const std::vector<UnitId>& units);
+  // Whether Submit() of this header would store a payload: saves writing it
+  // otherwise. Errors as Submit.
+  absl::StatusOr<bool> WantsPayload(const SubmitEvent& event);
+  // FAILED_PRECONDITION: wrong or stale version, or a unit that is not open.
+  // DATA_LOSS: another result is recorded in a deterministic mode (it stays).
+  absl::StatusOr<SubmitResult> Submit(const SubmitEvent& event);
+  absl::Status Return(const CoreCaller& caller,
+                      const std::vector<UnitId>& units);
+
+  // --- Learners
+  absl::StatusOr<JoinReply> Join(const JoinEvent& event);
+  // Nothing = the batch is not complete.
+  absl::StatusOr<std::optional<BatchReply>> TakeBatch(const CoreCaller& caller,
+                                                      int32_t stage,
+                                                      int64_t step);
+  // True = replayed. DATA_LOSS: recorded hashes differ; the run fails.
+  absl::StatusOr<bool> CommitStep(const CommitStepEvent& event);
+  absl::Status Publish(const PublishEvent& event);
+  absl::StatusOr<std::string> BeginCheckpoint(const CoreCaller& caller,
+                                              int32_t stage, int64_t step);
+  // Directories to delete. Idempotent.
+  absl::StatusOr<std::vector<std::string>> CommitCheckpoint(
+      const CommitCheckpointEvent& event);
+  std::vector<CheckpointRow> LatestCheckpoints(int32_t stage) const;
+
+  // --- Stages and control
+  // After kStageComplete: the outputs are durable; the next stage starts.
+  // `next_total_steps` replaces the plan's when it is positive.
+  void FinishStage(int32_t stage, const MetricList& metrics,
+                   int64_t next_total_steps);
+  void SetStageState(const std::string& state);  // of the current stage
+  // Returns the first step that sees it; 0 = at once.
+  int64_t Control(ControlCommand command);
+  void Fail(const std::string& text, int exit_code);
+  void AddEvent(const std::string& kind, const std::string& text);
+  void SetMeta(const std::string& key, const std::string& value);
+
+  // --- Views
+  const RunPlan& plan() const { return plan_; }
+  Epoch epoch() const { return epoch_; }
+  Generation generation() const { return generation_; }
+  int32_t current_stage() const { return current_; }
+  bool done() const { return current_ == plan_.num_stages(); }
+  bool draining() const { return draining_; }
+  int64_t committed() const;  // of the current stage
+  int64_t live_sessions() const;
+  std::optional<SourceData> Target(const std::string& model) const;
+  StatusView Status() const;
+  std::vector<WaitView> Waits() const;
+  // Recorded steps of a stage, in order.
+  const std::vector<StepRow>& Steps(int32_t stage) const;
+  const std::vector<EventRow>& events() const { return events_; }
+  const std::map<int32_t, StageRow>& stage_rows() const { return stage_rows_; }
+  // Submitted units of a step of the current stage, in unit order.
+  std::vector<UnitRow> SubmittedUnits(int64_t step) const;
+  // Units that the committed or frozen step trains on, in batch order.
+  std::vector<UnitRow> UnitsOfStep(int32_t stage, int64_t step) const;
+  absl::Status CheckInvariants() const;
+  // Grows when something that a parked call may wait for changed.
+  int64_t change_count() const { return changes_; }
+
+  std::vector<LedgerRow> TakeRows() { return std::exchange(rows_, {}); }
+  std::vector<Effect> TakeEffects() { return std::exchange(effects_, {}); }
+
+ private:
+  using UnitKey = std::pair<int64_t, int32_t>;  // step, index
+  struct Session {
+    RegisterEvent who;
+    MonoTime last_contact;
+    bool alive = true;
+    std::set<std::string> held;
+    std::string state;
+    int64_t state_ms = 0;
+    std::string waiting_for;
+    uint64_t rss_bytes = 0;
+  };
+  struct UnitLease {
+    std::string session;
+    MonoTime granted;
+    MonoTime expires;
+  };
+  struct Member {
+    std::string session;
+    std::string rendezvous;
+  };
+
+  CoordinatorCore(CoreOptions options, RunPlan plan, Epoch epoch,
+                  MonoTime now);
+  absl::Status Recover(const LedgerState& state);
+  absl::Status RecoverStages(const LedgerState& state);
+  absl::Status RecoverUnits(const LedgerState& state);
+  void Record(LedgerRow row) { rows_.push_back(std::move(row)); }
+  void Changed() { ++changes_; }
+
+  absl::StatusOr<Session*> Find(const CoreCaller& caller,
+                                std::string_view role = "");
+  absl::StatusOr<Session*> FindMember(const CoreCaller& caller);
+  void SetHeld(const std::string& id, Session& session,
+               std::set<std::string> held);
+  void ReleaseLeases(const std::string& session);
+  void EndSession(const std::string& id);
+  bool HasLiveHolder(const std::string& hash) const;
+  SourceData Source(const VersionRow& version,
+                    const std::string& asking) const;
+
+  const VersionRow* FindVersion(const std::string& model,
+                                PolicyVersion version) const;
+  const VersionRow* FindPolicyByHash(const std::string& hash) const;
+  void OpenUnits();
+  bool StepIsComplete(int64_t step) const;
+  void CheckStageComplete();
+  void EnterStage();
+  std::optional<ScorePlanData> MakeScorePlan() const;
+  bool NeedsReference() const;
+  bool NeedsRewardModel() const;
+  absl::Duration LeaseDuration() const;
+  void LeasePlanned(const std::string& session, int32_t max_units,
+                    const ScorePlanData& score,
+                    std::vector<LeaseGrant>& grants);
+  void LeaseStreaming(const std::string& session, int32_t max_units,
+                      const ScorePlanData& score,
+                      std::vector<LeaseGrant>& grants);
+  LeaseGrant Grant(const std::string& session, UnitKey key,
+                   const VersionRow& version, const ScorePlanData& score);
+  int64_t StreamingCapacity() const;
+  bool Freeze(int64_t step);
+  absl::StatusOr<std::optional<SubmitResult>> JudgeSubmit(
+      const SubmitEvent& event);
+  absl::Status CheckSubmitVersion(const SubmitEvent& event) const;
+
+  absl::Status CheckBatch(const CommitStepEvent& event);
+  absl::StatusOr<bool> ReplayStep(const CommitStepEvent& event);
+  absl::Status RecordCheckpoint(const CoreCaller& caller, int32_t stage,
+                                const CheckpointData& checkpoint,
+                                const std::string& weight_hash);
+  absl::Status CheckPublishable(const VersionRow& version) const;
+  std::optional<CheckpointRow> NewestCheckpoint(int32_t stage) const;
+  std::vector<PublishOrderData> PublishOrders() const;
+  AssignmentData LearnerAssignment() const;
+  AssignmentData RewardAssignment() const;
+
+  const CoreOptions options_;
+  RunPlan plan_;
+  const Epoch epoch_;
+  MonoTime now_;
+  double wall_time_s_ = 0;
+  int64_t changes_ = 0;
+  std::vector<LedgerRow> rows_;
+  std::vector<Effect> effects_;
+
+  // Durable
+  Generation generation_;
+  int32_t current_ = 0;
+  std::map<int32_t, StageRow> stage_rows_;
+  std::map<int32_t, std::vector<StepRow>> steps_;
+  std::map<std::pair<int32_t, int64_t>, CheckpointRow> checkpoints_;
+  std::map<std::pair<std::string, PolicyVersion>, VersionRow> versions_;
+  std::map<UnitKey, UnitRow> submitted_;  // of the current stage
+  std::map<int64_t, BatchRow> batches_;   // of the current stage (streaming)
+  std::vector<EventRow> events_;          // the newest kMaxEvents
+  int64_t next_event_ = 1;
+  int64_t next_control_ = 1;
+  bool paused_ = false;
+
+  // Volatile
+  std::map<std::string, Session> sessions_;
+  std::map<std::string, std::set<std::string>> holders_;  // hash -> sessions
+  mutable std::map<std::string, int64_t> handed_out_;     // address -> times
+  std::map<std::string, std::string> numerics_;           // role -> class
+  std::set<UnitKey> pending_;
+  std::map<UnitKey, UnitLease> leases_;
+  std::map<UnitKey, int64_t> attempts_;
+  std::vector<absl::Duration> unit_times_;  // ring of the last ones
+  size_t unit_time_next_ = 0;
+  int64_t next_step_to_open_ = 1;
+  int64_t planned_units_ = 0;  // opened or issued in the current stage
+  std::set<UnitKey> queue_;    // streaming: submitted, in no batch
+  std::map<int32_t, Member> members_;
+  std::map<int32_t, Member> joiners_;
+  bool group_valid_ = true;
+  bool stage_complete_sent_ = false;
+  bool draining_ = false;
+  std::string failure_;
+  int failure_exit_code_ = 0;
+};
+
+}  // namespace cox
+
+#endif  // COX_COORDINATOR_CORE_H_

@@ -1,0 +1,222 @@
+#ifndef COX_COORDINATOR_CORE_TYPES_H_
+#define COX_COORDINATOR_CORE_TYPES_H_
+
+// What goes into the coordinator's core and what comes out of it.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "coordinator/ledger.h"
+#include "coordinator/plan.h"
+#include "lib/base/clock.h"
+#include "lib/base/ids.h"
+#include "lib/base/status.h"
+
+namespace cox {
+
+struct CoreOptions {
+  absl::Duration lease = absl::Seconds(10);    // shortest lease
+  absl::Duration suspect = absl::Seconds(6);   // silent for this long = dead
+  int32_t world_size = 1;                      // learner ranks
+  // Whether a reward model takes part (reward.kind rm).
+  bool reward_model = false;
+  std::string reward_address;  // a foreign RewardService (reward.kind grpc)
+  bool gold_available = false;  // a lexicon is configured
+  bool monitor_gold = false;    // also score ppo samples with it
+  bool label_by_people = false;  // collect: labels come from a file
+  std::string checkpoint_dir;
+  int32_t keep_last = 2;  // checkpoints per stage
+};
+
+struct CoreCaller {
+  std::string session;
+  std::string role;  // "actor", "reward", "learner"
+  std::string name;
+  int64_t epoch = 0;
+  int64_t generation = 0;
+};
+
+struct RegisterEvent {
+  CoreCaller caller;
+  std::string address;
+  std::string numerics_class;
+  int32_t rank = 0;
+};
+
+struct HeartbeatEvent {
+  CoreCaller caller;
+  std::string state;
+  int64_t state_ms = 0;
+  std::string waiting_for;
+  std::vector<std::string> held;
+  uint64_t rss_bytes = 0;
+};
+
+// A published version and who serves it now, preferred first.
+struct SourceData {
+  VersionRow version;
+  std::vector<std::string> addresses;
+};
+
+struct ScorePlanData {
+  std::vector<std::string> reward_addresses;
+  std::string reward_hash;
+  std::string reference_hash;
+  bool gold = false;
+  std::string address;
+};
+
+struct LeaseGrant {
+  UnitId unit;
+  int64_t attempt = 0;
+  absl::Duration lease;
+  SourceData policy;
+  ScorePlanData score;
+};
+
+struct SubmitEvent {
+  CoreCaller caller;
+  UnitId unit;
+  std::string policy_hash;
+  std::string payload_sha256;
+  // PolicyVersion.step that the trajectories name.
+  int64_t version_step = 0;
+  PayloadRef payload;  // synced already
+};
+enum class SubmitResult { kAccepted, kDuplicate, kAlreadyConsumed };
+
+struct JoinEvent {
+  CoreCaller caller;
+  int32_t rank = 0;
+  int32_t world_size = 1;
+  std::string rendezvous;
+};
+struct JoinReply {
+  bool ready = false;
+  Generation generation;
+  std::string rendezvous;
+};
+
+struct BatchUnit {
+  UnitId id;
+  std::string sha256;
+  PayloadRef payload;
+};
+struct BatchReply {
+  std::vector<BatchUnit> units;  // in batch order
+  std::string batch_sha256;
+};
+// SHA-256 over "<unit> <payload sha256>\n" of the units in batch order.
+std::string BatchHash(const std::vector<BatchUnit>& units);
+
+struct CheckpointData {
+  int64_t step = 0;
+  std::string directory;
+  std::string manifest_sha256;
+  std::string state_sha256;
+};
+struct CommitStepEvent {
+  CoreCaller caller;
+  int32_t stage = 0;
+  int64_t step = 0;
+  std::string batch_sha256;
+  std::string weight_hash;
+  bool skipped = false;
+  MetricList metrics;
+  std::optional<CheckpointData> checkpoint;
+};
+struct CommitCheckpointEvent {
+  CoreCaller caller;
+  int32_t stage = 0;
+  CheckpointData checkpoint;
+  std::string weight_hash;
+};
+struct PublishEvent {
+  CoreCaller caller;
+  VersionRow version;  // content hash checked against the manifest already
+  std::string address;
+};
+
+enum class AssignmentKind { kWait, kTrain, kServe, kDone, kStop };
+
+struct PublishOrderData {
+  std::string model;
+  PolicyVersion version;
+  std::string content_hash;  // "" = not published yet
+  std::optional<CheckpointRow> checkpoint;
+  std::string folder;
+};
+
+struct AssignmentData {
+  int64_t serial = 0;  // of the content without progress and addresses
+  AssignmentKind kind = AssignmentKind::kWait;
+  int32_t stage = 0;
+  std::string stage_kind;
+  int64_t last_committed = 0;
+  int64_t total_steps = 0;
+  std::optional<CheckpointRow> resume;
+  std::optional<CheckpointRow> policy;
+  std::optional<CheckpointRow> reward;
+  std::vector<PublishOrderData> publish;
+  std::vector<SourceData> models;
+};
+
+enum class ControlCommand { kPause, kResume, kStop };
+
+// What the shell does after the rows of the same turn are durable.
+struct Effect {
+  enum class Kind {
+    kStepCommitted,   // stage, step: metrics and samples
+    kStageComplete,   // stage: write its outputs, then FinishStage()
+    kRunFailed,       // text, exit_code
+  };
+  Kind kind = Kind::kStepCommitted;
+  int32_t stage = 0;
+  int64_t step = 0;
+  std::string text;
+  int exit_code = 0;
+};
+
+struct SessionView {
+  std::string role;
+  std::string name;
+  std::string address;
+  std::string state;
+  int64_t state_ms = 0;
+  std::string waiting_for;
+  absl::Duration silent;
+  bool alive = false;
+  uint64_t rss_bytes = 0;
+};
+struct StageView {
+  StageKind kind = StageKind::kPretrain;
+  std::string state;
+  int64_t step = 0;
+  int64_t total_steps = 0;
+};
+struct StatusView {
+  std::string state;  // "running", "paused", "draining", "done", "failed"
+  std::vector<StageView> stages;
+  int32_t current_stage = 0;
+  std::vector<SessionView> sessions;
+  int64_t units_pending = 0;
+  int64_t units_leased = 0;
+  int64_t units_submitted = 0;  // of steps that are not committed
+  MetricList last_metrics;
+  std::string failure;
+  int failure_exit_code = 0;
+};
+struct WaitView {
+  std::string who;
+  std::string whom;
+  std::string what;
+  absl::Duration since;
+};
+
+}  // namespace cox
+
+#endif  // COX_COORDINATOR_CORE_TYPES_H_

@@ -1,0 +1,157 @@
+// cox-coordinator --config FILE [a.b.c=value ...] [--run-dir DIR] [--host H]
+//                 [--port N] [--http-port N] [--die-with-parent]
+//
+// Start: configuration, lock, ledger epoch, tokenizer, prompts, then ports.
+// SIGTERM: answers what waits, lets open calls finish, closes the ledger, 0.
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "coordinator/coordinator_service.h"
+#include "coordinator/run_setup.h"
+#include "lib/base/log.h"
+#include "lib/base/process.h"
+#include "lib/config/config.h"
+
+namespace cox {
+namespace {
+
+constexpr char kUsage[] =
+    "usage: cox-coordinator --config FILE [a.b.c=value ...]\n"
+    "  --run-dir DIR      run directory (default: of the configuration)\n"
+    "  --host HOST        address to listen on (127.0.0.1)\n"
+    "  --port N           gRPC port; 0 = any, default: the recorded one\n"
+    "  --http-port N      port of /livez, /readyz, /metrics (0 = any)\n"
+    "  --die-with-parent  end when the parent process ends\n";
+
+struct Flags {
+  LoadOptions config;
+  std::string run_dir;
+  CoordinatorOptions coordinator;
+  bool die_with_parent = false;
+  bool help = false;
+};
+
+absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
+  Flags flags;
+  for (int i = 1; i < argc; ++i) {
+    std::string name = argv[i];
+    if (!name.starts_with("--")) {
+      flags.config.overrides.push_back(std::move(name));
+      continue;
+    }
+    if (name == "--die-with-parent") {
+      flags.die_with_parent = true;
+      continue;
+    }
+    if (name == "--help") {
+      flags.help = true;
+      return flags;
+    }
+    std::string value;
+    if (const size_t equals = name.find('='); equals != std::string::npos) {
+      value = name.substr(equals + 1);
+      name = name.substr(0, equals);
+    } else if (i + 1 < argc) {
+      value = argv[++i];
+    } else {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": a value is missing"));
+    }
+    int* port = name == "--port"        ? &flags.coordinator.port
+                : name == "--http-port" ? &flags.coordinator.http_port
+                                        : nullptr;
+    if (port != nullptr) {
+      if (!absl::SimpleAtoi(value, port) || *port < 0 || *port > 65535) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            name, ": 0..65535 expected, found '", value, "'"));
+      }
+    } else if (name == "--config") {
+      flags.config.path = value;
+    } else if (name == "--run-dir") {
+      flags.run_dir = value;
+    } else if (name == "--host") {
+      flags.coordinator.host = value;
+    } else {
+      return absl::InvalidArgumentError(absl::StrCat(name, ": unknown flag"));
+    }
+  }
+  if (flags.config.path.empty()) {
+    return absl::InvalidArgumentError("--config is missing");
+  }
+  return flags;
+}
+
+// Held until the process ends. A convenience: that no two coordinators write
+// is ensured by the ledger's epoch.
+absl::Status LockRunDir(const std::string& run_dir) {
+  COX_RETURN_IF_ERROR(Fs::Real().MakeDirs(run_dir, 0700));
+  const std::string path = JoinPath(run_dir, "coordinator.lock");
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0) {
+    return absl::InternalError(absl::StrCat(path, ": cannot be opened"));
+  }
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    close(fd);
+    return absl::InvalidArgumentError(absl::StrCat(
+        run_dir, ": another coordinator runs in this directory"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int> Run(const Flags& flags) {
+  COX_ASSIGN_OR_RETURN(cox::v1::RunConfig config, LoadConfig(flags.config));
+  std::string run_dir = flags.run_dir;
+  if (run_dir.empty()) {
+    run_dir = config.run_dir().empty() ? JoinPath("runs", config.name())
+                                       : config.run_dir();
+  }
+  COX_RETURN_IF_ERROR(LockRunDir(run_dir));
+  COX_ASSIGN_OR_RETURN(PreparedRun run,
+                       PrepareRun(Fs::Real(), config, run_dir));
+  COX_ASSIGN_OR_RETURN(
+      std::unique_ptr<Coordinator> coordinator,
+      Coordinator::Start(Fs::Real(), std::move(run), flags.coordinator));
+  std::optional<int> code;
+  while (!code.has_value()) {
+    if (SleepUnlessShutdown(absl::Milliseconds(50))) {
+      code = kExitDone;
+      break;
+    }
+    code = coordinator->ExitCode();
+  }
+  coordinator->Shutdown(absl::Seconds(2));
+  LogInfo("coordinator ends", {Field("exit_code", *code)});
+  return *code;
+}
+
+}  // namespace
+}  // namespace cox
+
+int main(int argc, char** argv) {
+  absl::StatusOr<cox::Flags> flags = cox::ParseFlags(argc, argv);
+  if (!flags.ok() || flags->help) {
+    if (!flags.ok()) {
+      std::fprintf(stderr, "%s\n",
+                   std::string(flags.status().message()).c_str());
+    }
+    std::fprintf(stderr, "%s", cox::kUsage);
+    return flags.ok() ? cox::kExitDone : cox::kExitUsage;
+  }
+  cox::InitProcess(flags->die_with_parent);
+  cox::InitLog("coordinator");
+  const absl::StatusOr<int> code = cox::Run(*flags);
+  if (!code.ok()) {
+    std::fprintf(stderr, "cox-coordinator: %s\n",
+                 std::string(code.status().message()).c_str());
+    return cox::ExitCodeFor(code.status());
+  }
+  return *code;
+}

@@ -1,0 +1,62 @@
+#ifndef COX_COORDINATOR_SEGMENTS_H_
+#define COX_COORDINATOR_SEGMENTS_H_
+
+// Payloads of submitted units in append-only files, segments/000001.seg, ...
+// A file is nothing but payloads back to back: offsets, lengths and hashes are
+// in the ledger's rows. Bytes without a row are garbage: behind the last row
+// they are cut at start, between rows they are skipped.
+//
+// Append, Sync, then the row (rule 4): a row never points at bytes that may
+// vanish. After a failed Append or Sync nothing more may be written; the
+// process ends (rule 5).
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "coordinator/ledger.h"
+#include "lib/base/fs.h"
+
+namespace cox {
+
+// Append and Sync on one thread; Read from any, concurrently.
+class SegmentStore {
+ public:
+  struct Options {
+    std::string dir;
+    uint64_t segment_bytes = uint64_t{256} << 20;  // then the next file
+  };
+  // Cuts garbage behind the last of `units`. DATA_LOSS when a unit's bytes are
+  // not all there.
+  static absl::StatusOr<std::unique_ptr<SegmentStore>> Open(
+      Fs& fs, Options options, const std::vector<UnitRow>& units);
+
+  // Not durable before Sync().
+  absl::StatusOr<PayloadRef> Append(std::string_view payload);
+  absl::Status Sync();
+  // DATA_LOSS when the bytes do not hash to `sha256`.
+  absl::StatusOr<std::string> Read(const PayloadRef& ref,
+                                   const std::string& sha256) const;
+
+ private:
+  SegmentStore(Fs& fs, Options options)
+      : fs_(fs), options_(std::move(options)) {}
+  std::string PathOf(int32_t segment) const;
+  absl::Status Recover(const std::vector<UnitRow>& units);
+  absl::Status OpenNext();
+
+  Fs& fs_;
+  const Options options_;
+  int32_t segment_ = 0;  // being written
+  uint64_t size_ = 0;
+  bool new_file_ = false;  // its directory entry is not synced yet
+  bool failed_ = false;
+  std::unique_ptr<WritableFile> file_;
+};
+
+}  // namespace cox
+
+#endif  // COX_COORDINATOR_SEGMENTS_H_
