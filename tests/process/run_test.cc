@@ -1,0 +1,142 @@
+// Real processes over loopback gRPC: the whole recipe, its repeatability and
+// what happens when a process is killed.
+
+#include <signal.h>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "absl/strings/str_cat.h"
+#include "lib/base/fs.h"
+#include "tests/process/run_harness.h"
+#include "tests/testing/temp_dir.h"
+
+namespace cox {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+using cox::testing::TempDir;
+
+TEST(RunTest, WholeRecipeEndsAndLeavesEverything) {
+  TempDir dir;
+  const std::string file = WriteMiniRecipe(dir.path());
+  const std::string run = JoinPath(dir.path(), "run");
+  const RunResult result = Cox({"run", file, "run_dir=" + run}, dir.path());
+  ASSERT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("gold"));
+  for (const char* name :
+       {"config.yaml", "endpoints.json", "ledger.db", "metrics.jsonl",
+        "samples.jsonl", "tokenizer.json", "comparisons.jsonl", "eval.json",
+        "report.html", "logs/learner-1.log"}) {
+    EXPECT_TRUE(Fs::Real().Exists(JoinPath(run, name))) << name;
+  }
+  // 12 pretrain, 8 sft, rm: ceil(24 * 0.85 / 8) = 3, 4 ppo.
+  EXPECT_EQ(CommittedSteps(run).size(), 12u + 8u + 3u + 4u);
+  // collect 24/6, ppo 4 * 16/4, eval 2 * 16/8.
+  EXPECT_EQ(UnitHashes(run).size(), 4u + 16u + 4u);
+  const RunResult verify = Cox({"ckpt", "verify", run}, dir.path());
+  EXPECT_EQ(verify.exit_code, 0) << verify.output;
+}
+
+TEST(RunTest, SameSeedGivesTheSameBitsWithOneActorOrTwo) {
+  TempDir dir;
+  const std::string file = WriteTableTask(dir.path());
+  const std::string first = JoinPath(dir.path(), "first");
+  const std::string second = JoinPath(dir.path(), "second");
+  const RunResult a = Cox({"run", file, "run_dir=" + first}, dir.path());
+  ASSERT_EQ(a.exit_code, 0) << a.output;
+  const RunResult b = Cox(
+      {"run", file, "run_dir=" + second, "roles.actors=1"}, dir.path());
+  ASSERT_EQ(b.exit_code, 0) << b.output;
+  EXPECT_THAT(CommittedSteps(first), Not(IsEmpty()));
+  EXPECT_EQ(CommittedSteps(first), CommittedSteps(second));
+  EXPECT_EQ(UnitHashes(first), UnitHashes(second));
+}
+
+// Each role in turn dies by SIGKILL in the middle of ppo; the run must end by
+// itself with the bits of an undisturbed one.
+class KillTest : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(KillTest, RunEndsWithTheSameWeights) {
+  TempDir dir;
+  const std::string file = WriteTableTask(dir.path());
+  const std::string calm = JoinPath(dir.path(), "calm");
+  const std::string hurt = JoinPath(dir.path(), "hurt");
+  const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
+  ASSERT_EQ(a.exit_code, 0) << a.output;
+  RunningRun run({"run", file, "run_dir=" + hurt},
+                 JoinPath(dir.path(), "hurt.log"));
+  ASSERT_TRUE(Eventually([&hurt] {
+    return Fs::Real().Exists(JoinPath(hurt, "ledger.db")) &&
+           FindProcess(hurt, "learner-0") != 0 &&
+           CommittedSteps(hurt).size() >= 4;
+  }));
+  const pid_t victim = FindProcess(hurt, GetParam());
+  ASSERT_NE(victim, 0);
+  kill(victim, SIGKILL);
+  const RunResult b = run.Wait();
+  ASSERT_EQ(b.exit_code, 0) << b.output;
+  EXPECT_EQ(CommittedSteps(calm), CommittedSteps(hurt));
+  EXPECT_EQ(UnitHashes(calm), UnitHashes(hurt));
+}
+
+INSTANTIATE_TEST_SUITE_P(EachRole, KillTest,
+                         ::testing::Values("actor-0", "reward-0", "learner-0",
+                                           "learner-1", "coordinator"));
+
+TEST(RunTest, KilledSupervisorResumesWithTheSameWeights) {
+  TempDir dir;
+  const std::string file = WriteTableTask(dir.path());
+  const std::string calm = JoinPath(dir.path(), "calm");
+  const std::string hurt = JoinPath(dir.path(), "hurt");
+  const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
+  ASSERT_EQ(a.exit_code, 0) << a.output;
+  {
+    RunningRun run({"run", file, "run_dir=" + hurt},
+                   JoinPath(dir.path(), "hurt.log"));
+    ASSERT_TRUE(Eventually([&hurt] {
+      return Fs::Real().Exists(JoinPath(hurt, "ledger.db")) &&
+             FindProcess(hurt, "learner-0") != 0 &&
+             CommittedSteps(hurt).size() >= 4;
+    }));
+  }  // SIGKILL; the children die with it
+  ASSERT_TRUE(Eventually([&hurt] {
+    return FindProcess(hurt, "coordinator") == 0 &&
+           FindProcess(hurt, "learner-0") == 0;
+  }));
+  const RunResult b = Cox({"run", file, "run_dir=" + hurt}, dir.path());
+  ASSERT_EQ(b.exit_code, 0) << b.output;
+  EXPECT_EQ(CommittedSteps(calm), CommittedSteps(hurt));
+  EXPECT_EQ(UnitHashes(calm), UnitHashes(hurt));
+}
+
+TEST(RunTest, BadInputIsOneClearLineAndExitTwo) {
+  TempDir dir;
+  const std::string file = WriteTableTask(dir.path());
+  const RunResult typo =
+      Cox({"run", file, "ppo.kl_coeff=1"}, dir.path());
+  EXPECT_EQ(typo.exit_code, 2);
+  EXPECT_THAT(typo.output, HasSubstr("did you mean 'kl_coef'"));
+  const RunResult missing =
+      Cox({"run", JoinPath(dir.path(), "nothing.yaml")}, dir.path());
+  EXPECT_EQ(missing.exit_code, 2);
+  EXPECT_THAT(missing.output, HasSubstr("nothing.yaml"));
+  ASSERT_TRUE(WriteFileDurably(Fs::Real(),
+                               JoinPath(dir.path(), "prompts.jsonl"),
+                               "{\"prompt_ids\":[3,3,3]}\n")
+                  .ok());
+  const RunResult too_long = Cox(
+      {"run", file, "run_dir=" + JoinPath(dir.path(), "long")}, dir.path());
+  EXPECT_EQ(too_long.exit_code, 2) << too_long.output;
+  EXPECT_THAT(too_long.output, HasSubstr("prompts.jsonl:1"));
+  ASSERT_TRUE(WriteFileDurably(Fs::Real(),
+                               JoinPath(dir.path(), "prompts.jsonl"), "")
+                  .ok());
+  const RunResult empty = Cox(
+      {"run", file, "run_dir=" + JoinPath(dir.path(), "empty")}, dir.path());
+  EXPECT_EQ(empty.exit_code, 2) << empty.output;
+}
+
+}  // namespace
+}  // namespace cox
