@@ -154,7 +154,8 @@ class LmTrainer final : public StageTrainer {
   absl::StatusOr<std::shared_ptr<const Snapshot>> Trained() override {
     if (snapshot_ == nullptr) {
       COX_ASSIGN_OR_RETURN(
-          snapshot_, SnapshotFromFloats(policy_.layout(), policy_.Parameters()));
+          snapshot_,
+          SnapshotFromFloats(policy_.layout(), policy_.Parameters()));
     }
     return snapshot_;
   }

@@ -118,14 +118,14 @@ class RmTrainer final : public StageTrainer {
   std::vector<const Comparison*> Batch(int64_t step, StepResult* result) {
     std::vector<const Comparison*> batch;
     Sha256 hash;
-    const int64_t end = options_.epochs * cursor_.size();
-    for (int64_t j = 0; j < options_.batch; ++j) {
-      const int64_t position = (step - 1) * options_.batch + j;
-      if (position >= end) {
-        break;
-      }
+    const int64_t size = cursor_.size();
+    const int64_t steps_per_pass =
+        (size + options_.batch - 1) / options_.batch;
+    const int64_t pass = (step - 1) / steps_per_pass;
+    const int64_t first = (step - 1) % steps_per_pass * options_.batch;
+    for (int64_t j = first; j < std::min(first + options_.batch, size); ++j) {
       const Comparison& comparison =
-          data_.train[static_cast<size_t>(cursor_.At(position))];
+          data_.train[static_cast<size_t>(cursor_.At(pass * size + j))];
       batch.push_back(&comparison);
       for (const Sequence& completion : comparison.completions) {
         HashSequence(completion, &hash);
@@ -273,11 +273,11 @@ class RmTrainer final : public StageTrainer {
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakeRmTrainer(
     const RmOptions& options, TrainEngine& reward, Collective& group,
     RmData data) {
-  if (options.batch < 1 || options.epochs < 1 || options.micro_batch < 0 ||
+  if (options.batch < 1 || options.micro_batch < 0 ||
       options.total_steps < 1) {
     return absl::InvalidArgumentError(
-        "rm options: batch, epochs and total_steps must be at least 1, "
-        "micro_batch not negative");
+        "rm options: batch and total_steps must be at least 1, micro_batch "
+        "not negative");
   }
   if (data.train.empty()) {
     return absl::InvalidArgumentError("rm: no comparisons to train on");

@@ -21,9 +21,8 @@ namespace cox {
 struct RmOptions {
   int32_t stage = 0;        // names the stream of the data order
   uint64_t seed = 0;
-  int64_t batch = 32;       // prompts per step, over all ranks
-  int64_t epochs = 1;       // positions beyond epochs * prompts are left out,
-                            // so the last step may be smaller
+  int64_t batch = 32;       // prompts per step, over all ranks; the last step
+                            // of a pass over the data may have fewer
   int64_t micro_batch = 0;  // prompts per backward and rank; 0 = all
   int64_t total_steps = 1;
   RmPairwiseOptions loss;

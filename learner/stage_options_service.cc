@@ -143,7 +143,6 @@ absl::StatusOr<RmOptions> ReadRm(const v1::RunConfig& config, int32_t stage,
   options.stage = stage;
   options.seed = config.seed();
   options.batch = rm.batch();
-  options.epochs = rm.epochs();
   options.total_steps = total_steps;
   options.loss.margin = rm.margin();
   options.loss.center = rm.center();

@@ -238,7 +238,10 @@ absl::StatusOr<SnapshotPtr> OrderedModel(const StageContext& context,
                                          const v1::PublishOrder& order) {
   const std::string& model = order.ref().model();
   SnapshotPtr snapshot;
-  if (Names(order.checkpoint())) {
+  const std::string& reference = context.config.model().reference();
+  if (model == "reference" && !reference.empty()) {
+    COX_ASSIGN_OR_RETURN(snapshot, LoadModel(*context.fs, reference, model));
+  } else if (Names(order.checkpoint())) {
     COX_RETURN_IF_ERROR(Verify(context, order.checkpoint()));
     COX_ASSIGN_OR_RETURN(
         snapshot,
@@ -250,11 +253,6 @@ absl::StatusOr<SnapshotPtr> OrderedModel(const StageContext& context,
     COX_ASSIGN_OR_RETURN(
         snapshot,
         LoadModel(*context.fs, context.config.reward().path(), model));
-  } else if (model == "reference" &&
-             !context.config.model().reference().empty()) {
-    COX_ASSIGN_OR_RETURN(
-        snapshot,
-        LoadModel(*context.fs, context.config.model().reference(), model));
   } else {
     COX_ASSIGN_OR_RETURN(snapshot, StartingPolicy(context, {}, model));
   }

@@ -55,8 +55,9 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> StartingPolicy(
     const StageContext& context, const cox::v1::CheckpointRef& checkpoint,
     const std::string& model);
 
-// Weights of a publish order: `folder` of its checkpoint, or without one the
-// run's own start: model.reference or the starting policy, reward.path.
+// Weights of a publish order: model.reference if that is set and ordered, else
+// `folder` of the order's checkpoint, else where the run starts: reward.path or
+// the starting policy. DATA_LOSS when the recorded hash is another one.
 absl::StatusOr<std::shared_ptr<const Snapshot>> OrderedModel(
     const StageContext& context, const cox::v1::PublishOrder& order);
 

@@ -190,7 +190,9 @@ absl::Status Learner::TrainStep(Stage* stage, int64_t step) {
   COX_RETURN_IF_ERROR(ShareVerdict(committed));
   stage->last_batch = result.batch_sha256;
   LogStep(stage, step, result);
-  if (stage->is_ppo && options_.rank == 0) {
+  // No unit is generated from the last version, and the stage may be over.
+  const bool last = step == stage->assignment.total_steps();
+  if (stage->is_ppo && options_.rank == 0 && !last) {
     const MonoTime publish_start = Clock::Real().Now();
     COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> snapshot,
                          stage->run.trainer->Trained());
@@ -236,6 +238,8 @@ absl::Status Learner::CommitOnRankZero(Stage* stage, int64_t step,
   } else if (step_s > 0 && metrics.contains("text/tokens")) {
     metrics["tokens_s"] = metrics["text/tokens"] / step_s;
   }
+  // The coordinator adds these from its own books.
+  metrics.erase("async/staleness_max");
   for (const auto& [name, value] : metrics) {
     if (std::isfinite(value)) {
       v1::Metric* metric = request.add_metrics();
@@ -318,8 +322,7 @@ void Learner::Retain(const v1::CheckpointRef& ref,
   }
   const std::string root = DirName(DirName(ref.directory()));
   for (const std::string& directory : *surplus) {
-    if (directory == ref.directory() ||
-        DirName(DirName(directory)) != root ||
+    if (DirName(DirName(directory)) != root ||
         !ParseCheckpointName(BaseName(directory)).has_value()) {
       LogWarning("not deleted: not a checkpoint of this run",
                  {{"directory", directory}});

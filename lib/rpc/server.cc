@@ -52,6 +52,7 @@ void RpcServer::SetServing(bool serving) {
 }
 
 void RpcServer::Shutdown(absl::Duration grace) {
+  if (server_ == nullptr) return;  // it never started
   server_->Shutdown(std::chrono::system_clock::now() +
                     absl::ToChronoMicroseconds(grace));
   server_->Wait();

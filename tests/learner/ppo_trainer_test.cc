@@ -92,7 +92,8 @@ testing::MakeRank MakePpo(const TestCase& test) {
   };
 }
 
-// Two samples each of four prompts, sampled from `policy`; answers with many 3s score high; one answer could not be scored.
+// Two samples each of four prompts, sampled from `policy`; answers with
+// many 3s score high; one answer could not be scored.
 BatchInput SampleBatch(int64_t step, std::shared_ptr<const Snapshot> policy) {
   std::unique_ptr<PolicyEngine> engine = MakeFakePolicyEngine();
   EXPECT_OK(engine->Load(std::move(policy)));
@@ -159,7 +160,8 @@ TEST_P(PpoTrainerTest, RanksDoNotChangeTheUpdate) {
       const auto& found = many.results[i].metrics;
       ASSERT_EQ(found.size(), expected.size());
       for (const auto& [name, value] : expected) {
-        EXPECT_NEAR(found.at(name), value, 1e-5 * std::max(1.0, std::abs(value)))
+        EXPECT_NEAR(found.at(name), value,
+                    1e-5 * std::max(1.0, std::abs(value)))
             << name;
       }
     }

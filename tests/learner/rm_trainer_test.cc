@@ -43,7 +43,6 @@ testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch) {
     RmOptions options;
     options.seed = 3;
     options.batch = 4;
-    options.epochs = 20;
     options.micro_batch = micro_batch;
     options.total_steps = total_steps;
     // Without the centring term the loss does not see a common shift of all
