@@ -11,7 +11,9 @@ set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1 -D_GLIBCXX_ASSERTIONS")
 
 find_program(COX_CCACHE ccache)
 if(COX_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER "${COX_CCACHE}")
+  # Paths relative to the tree, so that every clone shares one cache.
+  set(CMAKE_CXX_COMPILER_LAUNCHER "${CMAKE_COMMAND}" -E env
+    "CCACHE_BASEDIR=${CMAKE_SOURCE_DIR}" CCACHE_NOHASHDIR=1 "${COX_CCACHE}")
 endif()
 find_program(COX_MOLD mold)
 if(COX_MOLD)
