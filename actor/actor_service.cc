@@ -17,6 +17,8 @@ constexpr absl::Duration kDrainGrace = absl::Seconds(2);
 // Between a unit that was given back and the next lease: the same unit may
 // come again at once.
 constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
+// Without a byte of the weights for this long, counted between streams.
+constexpr absl::Duration kFetchPatience = absl::Milliseconds(500);
 
 CoordinatorClientOptions AsActor(CoordinatorClientOptions options) {
   options.role = "actor";
@@ -222,7 +224,9 @@ absl::Status Actor::LeaseUnits(int max_units) {
     return !core_.Holds(entry.first, Clock::Real().Now());
   });
   for (size_t i = 0; i < leases.size(); ++i) {
-    sources_[leases[i]] = response.units(static_cast<int>(i));
+    const v1::LeasedUnit& unit = response.units(static_cast<int>(i));
+    sources_[leases[i]] = unit;
+    if (unit.has_score()) newest_plan_ = unit.score();
   }
   ++changes_;
   changed_.NotifyAll();
@@ -254,7 +258,8 @@ absl::Status Actor::LoadWeights(const VersionSource& source) {
         source.addresses.empty() ? "nobody" : source.addresses.front());
     FetchOptions fetch;
     fetch.caller = client_.caller();
-    fetch.patience = options_.score_patience;
+    // A new lease names new sources; nothing was generated yet.
+    fetch.patience = std::min(options_.score_patience, kFetchPatience);
     fetch.sleep = [this](absl::Duration d) { return stop_.WaitFor(d); };
     COX_ASSIGN_OR_RETURN(snapshot, FetchSnapshot(source, fetch));
   }
@@ -371,8 +376,10 @@ absl::Status Actor::ScoreAndSubmit(Finished* unit) {
   // Without a plan nothing is asked for. A plan without addresses is another
   // thing: its replicas are away.
   if (unit->source.has_score()) {
+    v1::ScorePlan plan = unit->source.score();
+    UseNewestReplicas(&plan);
     COX_RETURN_IF_ERROR(rewards_->ScoreUnit(
-        unit->source.score(), work, [this, lease] { return GiveUp(lease); }));
+        plan, work, [this, lease] { return GiveUp(lease); }));
   }
   SubmitUnitOptions submit;
   submit.unit = unit->work.unit;
@@ -382,6 +389,15 @@ absl::Status Actor::ScoreAndSubmit(Finished* unit) {
   if (GiveUp(lease)) return absl::CancelledError("the lease is over");
   // Duplicate and already consumed are fine: somebody was faster.
   return client_.SubmitUnit(submit).status();
+}
+
+void Actor::UseNewestReplicas(v1::ScorePlan* plan) const {
+  MutexLock lock(&mutex_);
+  if (newest_plan_.reward_addresses_size() > 0 &&
+      newest_plan_.reward_hash() == plan->reward_hash() &&
+      newest_plan_.reference_hash() == plan->reference_hash()) {
+    *plan->mutable_reward_addresses() = newest_plan_.reward_addresses();
+  }
 }
 
 bool Actor::Holds(LocalLease lease) const {

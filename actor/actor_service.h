@@ -89,6 +89,8 @@ class Actor {
   void ScoreLoop();
   absl::Status ScoreAndSubmit(Finished* unit);
   absl::Status DescribeForScoring(Finished* unit, ScoringWork* work) const;
+  // Replicas may have moved since the unit was leased.
+  void UseNewestReplicas(cox::v1::ScorePlan* plan) const;
   void RenewLoop();
   void AssignmentLoop();
   void GiveBack(LocalLease lease, const UnitId& unit,
@@ -123,6 +125,7 @@ class Actor {
   uint64_t changes_ ABSL_GUARDED_BY(mutex_) = 0;
   ActorCore core_ ABSL_GUARDED_BY(mutex_){ActorCoreOptions{}};
   std::map<LocalLease, cox::v1::LeasedUnit> sources_ ABSL_GUARDED_BY(mutex_);
+  cox::v1::ScorePlan newest_plan_ ABSL_GUARDED_BY(mutex_);
   std::deque<Finished> to_score_ ABSL_GUARDED_BY(mutex_);
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // no further units come
   absl::Status failure_ ABSL_GUARDED_BY(mutex_);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <optional>
 #include <utility>
 
 #include "cox/v1/reward.grpc.pb.h"
@@ -63,7 +64,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> RewardClient::ChannelTo(
 
 absl::Status RewardClient::CallAny(std::string_view method,
                                    const std::vector<std::string>& addresses,
-                                   size_t first,
+                                   absl::Duration absence, size_t first,
                                    const std::function<bool()>& give_up,
                                    const Attempt& attempt) {
   if (addresses.empty()) {
@@ -75,6 +76,7 @@ absl::Status RewardClient::CallAny(std::string_view method,
                    .maximum = absl::Seconds(2)},
                   first);
   absl::Status last;
+  std::optional<MonoTime> absent_since;  // since then nothing but UNAVAILABLE
   for (size_t n = 0;; ++n) {
     if (give_up()) return absl::CancelledError("the lease is over");
     const std::string& address = addresses[(first + n) % addresses.size()];
@@ -89,10 +91,17 @@ absl::Status RewardClient::CallAny(std::string_view method,
                     absl::StrCat(std::string(method), " at ", address));
     if (!WorthAnotherReplica(last)) return last;
     LogWarning("reward replica did not answer", {{"error", last.ToString()}});
+    if (!absl::IsUnavailable(last)) {
+      absent_since.reset();
+    } else if (!absent_since.has_value()) {
+      absent_since = clock.Now();
+    }
     // A pause after each round, not before the next replica.
     if ((n + 1) % addresses.size() != 0) continue;
     const absl::Duration pause = backoff.Next();
-    if (clock.Now() + pause - start > options_.patience) {
+    const MonoTime next = clock.Now() + pause;
+    if (next - start > options_.patience ||
+        (absent_since.has_value() && next - *absent_since > absence)) {
       return absl::UnavailableError(last.ToString());
     }
     absl::SleepFor(pause);
@@ -100,6 +109,7 @@ absl::Status RewardClient::CallAny(std::string_view method,
 }
 
 absl::Status RewardClient::Rewards(const std::vector<std::string>& addresses,
+                                   absl::Duration absence,
                                    const v1::ScoreRequest& prototype,
                                    const ScoringWork& work,
                                    const std::function<bool()>& give_up,
@@ -110,7 +120,7 @@ absl::Status RewardClient::Rewards(const std::vector<std::string>& addresses,
     v1::ScoreResponse response;
     const size_t first = (*work.trajectories)[part.begin].prompt_id;
     COX_RETURN_IF_ERROR(CallAny(
-        "RewardService.Score", addresses, first, give_up,
+        "RewardService.Score", addresses, absence, first, give_up,
         [&](const std::shared_ptr<grpc::Channel>& channel,
             grpc::ClientContext* context) {
           ToProto(options_.caller(), request.mutable_caller());
@@ -143,7 +153,8 @@ absl::Status RewardClient::References(
     v1::LogprobsResponse response;
     const size_t first = (*work.trajectories)[part.begin].prompt_id + 1;
     COX_RETURN_IF_ERROR(CallAny(
-        "ReferenceService.Logprobs", addresses, first, give_up,
+        "ReferenceService.Logprobs", addresses, options_.absence, first,
+        give_up,
         [&](const std::shared_ptr<grpc::Channel>& channel,
             grpc::ClientContext* context) {
           ToProto(options_.caller(), request.mutable_caller());
@@ -184,11 +195,13 @@ absl::Status RewardClient::ScoreUnit(const v1::ScorePlan& plan,
   std::vector<v1::SequenceScore> gold;
   absl::Status reward =
       Rewards(foreign ? std::vector<std::string>{plan.address()} : ours,
-              request, work, give_up, &scores);
+              foreign ? options_.patience : options_.absence, request, work,
+              give_up, &scores);
   if (reward.ok() && foreign && plan.gold() && !ours.empty()) {
     // A server of the user's own knows nothing of our gold part.
     request.clear_reward_hash();
-    reward = Rewards(ours, request, work, give_up, &gold);
+    reward =
+        Rewards(ours, options_.absence, request, work, give_up, &gold);
   }
   other.Join();
   COX_RETURN_IF_ERROR(reward);

@@ -34,6 +34,10 @@ struct RewardClientOptions {
   // Without a good answer from any replica for this long: UNAVAILABLE. The
   // addresses may be old; a new lease has newer ones.
   absl::Duration patience = absl::Seconds(15);
+  // The same when all that was heard is UNAVAILABLE: the replicas of the plan
+  // are gone, and one that was restarted listens elsewhere. Not for a foreign
+  // server, whose address never changes.
+  absl::Duration absence = absl::Milliseconds(500);
   // Sequences per request. Fixed, because a request is one batch of the
   // server: the same unit must be cut in the same way every time.
   size_t sequences_per_request = 64;
@@ -62,6 +66,7 @@ class RewardClient {
       const std::shared_ptr<grpc::Channel>&, grpc::ClientContext*)>;
 
   absl::Status Rewards(const std::vector<std::string>& addresses,
+                       absl::Duration absence,
                        const cox::v1::ScoreRequest& prototype,
                        const ScoringWork& work,
                        const std::function<bool()>& give_up,
@@ -73,7 +78,8 @@ class RewardClient {
   // Attempts at one address after the other until one is OK.
   absl::Status CallAny(std::string_view method,
                        const std::vector<std::string>& addresses,
-                       size_t first, const std::function<bool()>& give_up,
+                       absl::Duration absence, size_t first,
+                       const std::function<bool()>& give_up,
                        const Attempt& attempt);
   absl::StatusOr<std::shared_ptr<grpc::Channel>> ChannelTo(
       const std::string& address);

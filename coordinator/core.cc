@@ -164,13 +164,7 @@ void CoordinatorCore::Tick() {
   for (auto& [id, session] : sessions_) {
     const absl::Duration silent = now_ - session.last_contact;
     if (session.alive && silent > options_.suspect) {
-      session.alive = false;
-      AddEvent("session lost", session.who.caller.name);
-      ReleaseLeases(id);
-      std::erase_if(joiners_, [&id = id](const auto& joiner) {
-        return joiner.second.session == id;
-      });
-      Changed();
+      LoseSession(id, session);
     } else if (!session.alive && silent > options_.suspect * 20) {
       gone.push_back(id);
     }
@@ -291,6 +285,16 @@ absl::Status CoordinatorCore::Register(const RegisterEvent& event) {
   session.alive = true;
   if (first) {
     AddEvent("session", absl::StrCat(caller.name, " registered"));
+    // A supervisor restarts a process under its name: nobody shall be sent to
+    // the old one's address until its silence is noticed. If both live, the
+    // next call of the other brings it back.
+    for (auto& [id, other] : sessions_) {
+      if (id != caller.session && other.alive && !caller.name.empty() &&
+          other.who.caller.name == caller.name &&
+          other.who.caller.role == caller.role) {
+        LoseSession(id, other);
+      }
+    }
   }
   Changed();
   return absl::OkStatus();
@@ -350,6 +354,16 @@ absl::Status CoordinatorCore::Drain(const CoreCaller& caller,
   }
   EndSession(caller.session);
   return absl::OkStatus();
+}
+
+void CoordinatorCore::LoseSession(const std::string& id, Session& session) {
+  session.alive = false;
+  AddEvent("session lost", session.who.caller.name);
+  ReleaseLeases(id);
+  std::erase_if(joiners_, [&id](const auto& joiner) {
+    return joiner.second.session == id;
+  });
+  Changed();
 }
 
 void CoordinatorCore::EndSession(const std::string& id) {

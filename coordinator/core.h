@@ -9,7 +9,7 @@
 // replies go and carries out TakeEffects(). When a commit fails the process
 // ends: memory is then ahead of the ledger.
 //
-// Rules are those of docs/protocol.md ("Coordinator and ledger", "Samples",
+// Rules are those of docs/durability.md ("Coordinator and ledger", "Samples",
 // "Learner"). Invariants that CheckInvariants() asserts: steps contiguous;
 // every unit in at most one step; batches complete before their step; versions
 // of units as planned; generations never decrease; no result changes; planned
@@ -164,6 +164,8 @@ class CoordinatorCore {
   void SetHeld(const std::string& id, Session& session,
                std::set<std::string> held);
   void ReleaseLeases(const std::string& session);
+  // Not alive until it calls again.
+  void LoseSession(const std::string& id, Session& session);
   void EndSession(const std::string& id);
   bool HasLiveHolder(const std::string& hash) const;
   SourceData Source(const VersionRow& version,

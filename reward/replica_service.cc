@@ -15,6 +15,8 @@ namespace v1 = cox::v1;
 constexpr absl::Duration kAssignmentPoll = absl::Seconds(5);
 // Between two tries to get a model that nobody can serve yet.
 constexpr absl::Duration kModelRetry = absl::Milliseconds(200);
+// Without a byte of a model for this long, counted between streams.
+constexpr absl::Duration kFetchPatience = absl::Seconds(1);
 // Open calls may take this long when the process leaves.
 constexpr absl::Duration kDrainGrace = absl::Seconds(10);
 
@@ -152,6 +154,8 @@ absl::Status RewardReplica::HoldModel(const VersionSource& source) {
     FetchOptions fetch;
     fetch.caller = client_.caller();
     fetch.deadline = absl::Minutes(2);
+    // Then the assignment is asked for again: its sources are newer.
+    fetch.patience = kFetchPatience;
     fetch.sleep = [this](absl::Duration d) { return stop_.WaitFor(d); };
     COX_ASSIGN_OR_RETURN(snapshot, FetchSnapshot(source, fetch));
     store_.Put(snapshot);

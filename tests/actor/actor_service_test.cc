@@ -254,6 +254,27 @@ TEST_F(ActorTest, AUnitThatCannotBeScoredIsGivenBackAndTriedAgain) {
             (std::vector<UnitId>{{0, 1, 0}, {0, 1, 0}}));
 }
 
+TEST_F(ActorTest, ReplicasThatAreGoneGiveTheUnitBackAtOnce) {
+  score_patience_ = absl::Hours(1);
+  v1::LeasedUnit unit = Unit(1, 0, 0);
+  unit.mutable_score()->set_reward_addresses(0, FakeReward().address());
+  coordinator_.AddUnit(unit);
+  StartActor(coordinator_, "actor-0");
+  while (coordinator_.returned().empty()) std::this_thread::yield();
+  EXPECT_EQ(coordinator_.returned()[0], (UnitId{0, 1, 0}));
+  EXPECT_EQ(reward_.scores, 0);
+}
+
+TEST_F(ActorTest, SourcesOfWeightsThatAreGoneGiveTheUnitBackAtOnce) {
+  score_patience_ = absl::Hours(1);
+  v1::LeasedUnit unit = Unit(1, 0, 0);
+  unit.mutable_policy()->set_addresses(0, FakeReward().address());
+  coordinator_.AddUnit(unit);
+  StartActor(coordinator_, "actor-0");
+  while (coordinator_.returned().empty()) std::this_thread::yield();
+  EXPECT_EQ(coordinator_.returned()[0], (UnitId{0, 1, 0}));
+}
+
 TEST_F(ActorTest, WeightsThatNobodyServesGiveTheUnitBack) {
   score_patience_ = absl::ZeroDuration();
   v1::LeasedUnit unit = Unit(1, 0, 0);

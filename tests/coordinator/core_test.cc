@@ -267,6 +267,42 @@ TEST_F(CoreTest, LeasesExpireWithTimeAndWithTheirSession) {
   EXPECT_OK(core_->CheckInvariants());
 }
 
+TEST_F(CoreTest, ARestartedProcessReplacesTheAddressOfItsName) {
+  Open({Ppo()});
+  FormGroup();
+  Publish("policy", "p0");
+  Publish("reference", "r0");
+  Register("a0", "actor");
+  const auto start = [this](const std::string& session,
+                            const std::string& address) {
+    CoreCaller caller = Caller(session, "reward");
+    caller.name = "reward-0";
+    ASSERT_OK(core_->Register({caller, address, "", 0}));
+    ASSERT_OK(core_->ReportHeld(caller, {"r0"}, ""));
+  };
+  start("first", "127.0.0.1:2");
+  start("second", "127.0.0.1:3");
+  ASSERT_OK_AND_ASSIGN(auto grants, core_->Lease(Caller("a0", "actor"), 1));
+  ASSERT_THAT(grants, SizeIs(1));
+  EXPECT_THAT(grants[0].score.reward_addresses, ElementsAre("127.0.0.1:3"));
+  // It lives after all: two processes of one name.
+  HeartbeatEvent beat;
+  beat.caller = Caller("first", "reward");
+  beat.held = {"r0"};
+  ASSERT_OK(core_->Heartbeat(beat).status());
+  ASSERT_OK_AND_ASSIGN(grants, core_->Lease(Caller("a0", "actor"), 1));
+  ASSERT_THAT(grants, SizeIs(1));
+  EXPECT_THAT(grants[0].score.reward_addresses,
+              ElementsAre("127.0.0.1:2", "127.0.0.1:3"));
+  // Another role's process of that name is somebody else.
+  CoreCaller other = Caller("a1", "actor");
+  other.name = "reward-0";
+  ASSERT_OK(core_->Register({other, "127.0.0.1:4", "", 0}));
+  ASSERT_OK_AND_ASSIGN(const auto third, core_->Lease(other, 1));
+  EXPECT_THAT(third, IsEmpty());
+  EXPECT_OK(core_->CheckInvariants());
+}
+
 TEST_F(CoreTest, ItsOwnStallIsNobodysSilence) {
   Open({Sft(1)});
   Register("a0", "actor");
