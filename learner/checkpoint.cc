@@ -102,6 +102,19 @@ bool ParseNumber(std::string_view text, int64_t* value) {
          *value >= 0 && text.front() != '-';
 }
 
+// Makes <root>/<stage>/<name> so that a power loss drops neither <root> nor
+// <stage>.
+absl::Status MakeParents(Fs& fs, const std::string& path) {
+  const std::string root = DirName(DirName(path));
+  const bool existed = fs.Exists(root);
+  COX_RETURN_IF_ERROR(fs.MakeDirs(path));
+  COX_RETURN_IF_ERROR(fs.SyncDir(root));
+  const absl::Status synced = fs.SyncDir(DirName(root));
+  // Also when it exists: another process may have died before it synced. But
+  // then it may be a user's, in a folder that this process may not open.
+  return existed ? absl::OkStatus() : synced;
+}
+
 }  // namespace
 
 std::string CheckpointManifest::ToJson() const {
@@ -185,7 +198,7 @@ absl::StatusOr<WrittenCheckpoint> WriteCheckpoint(
   if (fs.Exists(temporary)) {
     COX_RETURN_IF_ERROR(fs.RemoveAll(temporary));
   }
-  COX_RETURN_IF_ERROR(fs.MakeDirs(temporary));
+  COX_RETURN_IF_ERROR(MakeParents(fs, temporary));
   CheckpointManifest manifest;
   manifest.identity = identity;
   std::set<std::string> folders;

@@ -52,7 +52,8 @@ struct WrittenCheckpoint {
 
 // Writes to `directory`.tmp (removing what an earlier attempt left there) and
 // renames. ALREADY_EXISTS when `directory` is there; errors of the Fs.
-// Blocks for all syncs.
+// Blocks for all syncs. Makes the two folders above `directory` (run of
+// stages, stage) where they are missing, durably.
 absl::StatusOr<WrittenCheckpoint> WriteCheckpoint(
     Fs& fs, const std::string& directory, const CheckpointIdentity& identity,
     const CheckpointContents& contents);

@@ -120,7 +120,7 @@ class LmTrainer final : public StageTrainer {
     }
     StepResult result;
     if (step == 1) {
-      COX_RETURN_IF_ERROR(MeasureHeldout(&result.metrics));
+      COX_RETURN_IF_ERROR(Measure(&result.metrics));
     }
     std::vector<Sequence> batch;
     Sha256 hash;
@@ -146,7 +146,7 @@ class LmTrainer final : public StageTrainer {
     const bool periodic =
         options_.heldout_every > 0 && step % options_.heldout_every == 0;
     if (periodic || step == options_.total_steps) {
-      COX_RETURN_IF_ERROR(MeasureHeldout(&result.metrics));
+      COX_RETURN_IF_ERROR(Measure(&result.metrics));
     }
     return result;
   }
@@ -182,36 +182,10 @@ class LmTrainer final : public StageTrainer {
   int64_t completed_steps() const override { return step_; }
 
  private:
-  absl::Status MeasureHeldout(std::map<std::string, double>* metrics) {
-    if (heldout_.empty()) {
-      return absl::OkStatus();
-    }
-    double sums[2] = {0, 0};  // −Σ log p, targets
-    const auto forward = [&](std::span<const int64_t> rows) -> absl::Status {
-      const TokenBatch batch = MakeTokenBatch(Pick(heldout_, rows));
-      COX_ASSIGN_OR_RETURN(
-          const LogprobOutput output,
-          policy_.Logprobs(batch, /*temperature=*/1.0,
-                           /*want_entropy=*/false));
-      for (size_t i = 0; i < batch.scored.size(); ++i) {
-        if (batch.scored[i] != 0) {
-          sums[0] -= double{output.logprobs[i]};
-          sums[1] += 1;
-        }
-      }
-      return absl::OkStatus();
-    };
+  absl::Status Measure(std::map<std::string, double>* metrics) {
     const int64_t micro =
         options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
-    COX_RETURN_IF_ERROR(ForMicroBatches(
-        ElementsOfRank(static_cast<int64_t>(heldout_.size()), group_), micro,
-        forward));
-    COX_RETURN_IF_ERROR(group_.AllReduceSum(std::span<double>(sums)));
-    if (sums[1] > 0) {
-      (*metrics)["text/heldout_nll"] = sums[0] / sums[1];
-      (*metrics)["text/heldout_ppl"] = std::exp(sums[0] / sums[1]);
-    }
-    return absl::OkStatus();
+    return MeasureHeldout(heldout_, micro, policy_, group_, metrics);
   }
 
   const LmOptions options_;
@@ -290,6 +264,38 @@ absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,
     batch.push_back(source.At(options.first_position + j));
   }
   return NllBackward(batch, options, policy, group);
+}
+
+absl::Status MeasureHeldout(const std::vector<Sequence>& heldout,
+                            int64_t micro_batch, TrainEngine& policy,
+                            Collective& group,
+                            std::map<std::string, double>* metrics) {
+  if (heldout.empty()) {
+    return absl::OkStatus();
+  }
+  double sums[2] = {0, 0};  // −Σ log p, targets
+  const auto forward = [&](std::span<const int64_t> rows) -> absl::Status {
+    const TokenBatch batch = MakeTokenBatch(Pick(heldout, rows));
+    COX_ASSIGN_OR_RETURN(const LogprobOutput output,
+                         policy.Logprobs(batch, /*temperature=*/1.0,
+                                         /*want_entropy=*/false));
+    for (size_t i = 0; i < batch.scored.size(); ++i) {
+      if (batch.scored[i] != 0) {
+        sums[0] -= double{output.logprobs[i]};
+        sums[1] += 1;
+      }
+    }
+    return absl::OkStatus();
+  };
+  COX_RETURN_IF_ERROR(ForMicroBatches(
+      ElementsOfRank(static_cast<int64_t>(heldout.size()), group),
+      micro_batch, forward));
+  COX_RETURN_IF_ERROR(group.AllReduceSum(std::span<double>(sums)));
+  if (sums[1] > 0) {
+    (*metrics)["text/heldout_nll"] = sums[0] / sums[1];
+    (*metrics)["text/heldout_ppl"] = std::exp(sums[0] / sums[1]);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace cox

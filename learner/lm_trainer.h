@@ -7,6 +7,7 @@
 // no loader state and a resumed run meets the same data.
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -72,6 +73,15 @@ struct NllBackwardOptions {
 absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,
                                      const LmSource& source,
                                      TrainEngine& policy, Collective& group);
+
+// text/heldout_nll and text/heldout_ppl of the weights as they are, at
+// temperature 1, into `metrics`; nothing when `heldout` is empty. A collective
+// call: all ranks pass the same text and get the same values. `micro_batch`
+// bounds the sequences per forward and rank; 0 = all.
+absl::Status MeasureHeldout(const std::vector<Sequence>& heldout,
+                            int64_t micro_batch, TrainEngine& policy,
+                            Collective& group,
+                            std::map<std::string, double>* metrics);
 
 }  // namespace cox
 

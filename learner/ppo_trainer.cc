@@ -10,6 +10,9 @@
 namespace cox {
 namespace {
 
+// Sequences per forward over held-out text when micro_batch leaves it open.
+constexpr int64_t kHeldoutRows = 32;
+
 // What a step adds up over its minibatches on this rank.
 struct StepSums {
   PolicySums policy;
@@ -58,6 +61,9 @@ class PpoTrainer final : public StageTrainer {
     episodes_ += batch.shape.rows;
     step_ = step;
     const double beta = controller_.beta();
+    if (step == 1) {
+      COX_RETURN_IF_ERROR(MeasureText(&result.metrics));
+    }
     COX_RETURN_IF_ERROR(FillModelOutputs(options_, parts_, &batch));
     if (HasNonFinite(batch)) {
       result.skipped = true;
@@ -74,6 +80,9 @@ class PpoTrainer final : public StageTrainer {
         COX_RETURN_IF_ERROR(controller_.Update(
             batch.mean_kl, static_cast<double>(batch.trained_count)));
       }
+    }
+    if (step == options_.total_steps) {
+      COX_RETURN_IF_ERROR(MeasureText(&result.metrics));
     }
     result.metrics.insert(batch.metrics.begin(), batch.metrics.end());
     result.metrics["kl_coef"] = controller_.beta();
@@ -147,6 +156,13 @@ class PpoTrainer final : public StageTrainer {
   int64_t completed_steps() const override { return step_; }
 
  private:
+  absl::Status MeasureText(std::map<std::string, double>* metrics) {
+    const int64_t micro =
+        options_.micro_batch > 0 ? options_.micro_batch : kHeldoutRows;
+    return MeasureHeldout(parts_.heldout, micro, *parts_.policy,
+                          *parts_.group, metrics);
+  }
+
   absl::Status RunEpochs(int64_t step, const RolloutBatch& batch,
                          StepSums* sums) {
     for (int64_t epoch = 0; epoch < options_.epochs; ++epoch) {
@@ -330,11 +346,12 @@ class PpoTrainer final : public StageTrainer {
 
 absl::Status PpoOptions::Validate() const {
   if (epochs < 1 || minibatches < 1 || micro_batch < 0 || ptx_batch < 0 ||
-      value_warmup_steps < 0 || (ptx_coef > 0 && ptx_batch < 1)) {
+      value_warmup_steps < 0 || total_steps < 0 ||
+      (ptx_coef > 0 && ptx_batch < 1)) {
     return absl::InvalidArgumentError(
-        "ppo options: epochs and minibatches must be at least 1, micro_batch "
-        "and value_warmup_steps not negative, ptx.batch at least 1 with "
-        "ptx.coef");
+        "ppo options: epochs and minibatches must be at least 1, micro_batch, "
+        "value_warmup_steps and total_steps not negative, ptx.batch at least "
+        "1 with ptx.coef");
   }
   COX_RETURN_IF_ERROR(CheckPositive("temperature", temperature));
   COX_RETURN_IF_ERROR(CheckNotNegative("ptx.coef", ptx_coef));

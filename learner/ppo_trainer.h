@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "learner/lm_trainer.h"
 #include "learner/optimizer.h"
@@ -44,21 +45,27 @@ struct PpoOptions {
   double ptx_coef = 0;        // 0 = off
   int64_t ptx_batch = 0;      // sequences per minibatch, over all ranks
   double ema_decay = 0;       // 0 = off
+  int64_t total_steps = 0;    // held-out text is measured after this step too
   absl::Status Validate() const;
 };
 
+// `heldout`: text that is measured before the update of step 1 and after step
+// total_steps, so that what the reward costs in text, and what ptx saves of it,
+// shows; may be empty.
 // `critic` is null for estimators without one; it gives gain * raw + bias with
 // the reward model's gain and bias (its configuration). `ptx` is null without
 // ptx_coef. All borrowed. Metrics: those of MakeRolloutBatch and
 // ComputeAdvantages, and loss/{policy,value,ptx,kl}, lr, lr_value, episode,
 // kl_coef, policy/{approxkl,clipfrac,ratio,entropy,updates},
 // val/{error,clipfrac,explained_var}, grad_norm/{policy,value}, optim/skipped,
-// and of the first minibatch policy/first_{ratio_error,clipfrac,approxkl}.
+// of the first minibatch policy/first_{ratio_error,clipfrac,approxkl}, and of
+// held-out text text/heldout_{nll,ppl}.
 struct PpoParts {
   TrainEngine* policy = nullptr;
   TrainEngine* critic = nullptr;
   Collective* group = nullptr;
   const LmSource* ptx = nullptr;
+  std::vector<Sequence> heldout = {};
 };
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
     const PpoOptions& options, const PpoParts& parts);

@@ -101,8 +101,17 @@ absl::StatusOr<std::vector<Sequence>> LoadExamples(
   return sequences;
 }
 
+absl::StatusOr<std::vector<Sequence>> LoadTextHeldout(
+    const StageContext& context, const ModelConfig& model, const Paths& paths,
+    int64_t sequence_length) {
+  COX_ASSIGN_OR_RETURN(const PackedTokens packed,
+                       LoadPacked(context, ToVector(paths), sequence_length));
+  return StreamBlocks(packed, DecoderStart(model));
+}
+
 absl::StatusOr<std::vector<Sequence>> LoadSftHeldout(
-    const StageContext& context, const ModelConfig& model) {
+    const StageContext& context, const ModelConfig& model,
+    int64_t sequence_length) {
   const v1::LmSettings& sft = context.config.sft();
   if (sft.heldout().empty()) {
     return std::vector<Sequence>();
@@ -110,13 +119,10 @@ absl::StatusOr<std::vector<Sequence>> LoadSftHeldout(
   const std::vector<std::string> paths = ToVector(sft.heldout());
   COX_ASSIGN_OR_RETURN(const Dataset dataset, LoadDataset(*context.fs, paths));
   if (dataset.kind == RowKind::kText) {
-    COX_ASSIGN_OR_RETURN(const PackedTokens packed,
-                         LoadPacked(context, paths, sft.sequence_length()));
-    return StreamBlocks(packed, DecoderStart(model));
+    return LoadTextHeldout(context, model, sft.heldout(), sequence_length);
   }
-  COX_ASSIGN_OR_RETURN(
-      std::vector<Sequence> sequences,
-      LoadExamples(context, model, paths, sft.sequence_length()));
+  COX_ASSIGN_OR_RETURN(std::vector<Sequence> sequences,
+                       LoadExamples(context, model, paths, sequence_length));
   if (static_cast<int64_t>(sequences.size()) > kMaxMeasuredSequences) {
     sequences.resize(kMaxMeasuredSequences);
   }
@@ -173,10 +179,9 @@ absl::StatusOr<LmData> LoadPretrainData(const StageContext& context,
                                   settings.sequence_length()));
   data.source = MakePackedSource(std::move(train), start);
   if (!settings.heldout().empty()) {
-    COX_ASSIGN_OR_RETURN(const PackedTokens heldout,
-                         LoadPacked(context, ToVector(settings.heldout()),
-                                    settings.sequence_length()));
-    data.heldout = StreamBlocks(heldout, start);
+    COX_ASSIGN_OR_RETURN(data.heldout,
+                         LoadTextHeldout(context, model, settings.heldout(),
+                                         settings.sequence_length()));
   }
   return data;
 }
@@ -196,7 +201,9 @@ absl::StatusOr<LmData> LoadSftData(const StageContext& context,
   }
   data.source = MakeExampleSource(std::move(examples), context.config.seed(),
                                   absl::StrCat("sft/", stage));
-  COX_ASSIGN_OR_RETURN(data.heldout, LoadSftHeldout(context, model));
+  COX_ASSIGN_OR_RETURN(
+      data.heldout,
+      LoadSftHeldout(context, model, settings.sequence_length()));
   return data;
 }
 
@@ -215,6 +222,25 @@ absl::StatusOr<std::unique_ptr<LmSource>> LoadPtxText(
       PackedTokens text,
       LoadPacked(context, ToVector(paths), ptx.sequence_length()));
   return MakePackedSource(std::move(text), DecoderStart(model));
+}
+
+absl::StatusOr<std::vector<Sequence>> LoadPpoHeldout(
+    const StageContext& context, const ModelConfig& model) {
+  if (context.tokenizer == nullptr || EndId(context) < 0) {
+    return std::vector<Sequence>();  // a run over token ids has no text
+  }
+  // The stages that own these settings may not be in the run, so their lengths
+  // are not checked against this model.
+  const v1::LmSettings& pretrain = context.config.pretrain();
+  if (!pretrain.heldout().empty()) {
+    return LoadTextHeldout(
+        context, model, pretrain.heldout(),
+        std::min<int64_t>(pretrain.sequence_length(), model.max_positions));
+  }
+  return LoadSftHeldout(
+      context, model,
+      std::min<int64_t>(context.config.sft().sequence_length(),
+                        model.max_positions));
 }
 
 absl::StatusOr<RmData> LoadRmData(const StageContext& context,

@@ -28,6 +28,10 @@ absl::StatusOr<LmData> LoadSftData(const StageContext& context,
 // Text of ppo.ptx, or of pretrain.train.
 absl::StatusOr<std::unique_ptr<LmSource>> LoadPtxText(
     const StageContext& context, const ModelConfig& model);
+// What stage ppo measures: text of pretrain.heldout, else of sft.heldout, cut
+// to the model's positions. Empty when none is named or there is no text.
+absl::StatusOr<std::vector<Sequence>> LoadPpoHeldout(
+    const StageContext& context, const ModelConfig& model);
 absl::StatusOr<RmData> LoadRmData(const StageContext& context,
                                   const ModelConfig& model);
 

@@ -197,6 +197,7 @@ absl::StatusOr<PpoOptions> ReadPpo(const v1::RunConfig& config, int32_t stage,
   options.ptx_coef = ppo.ptx().coef();
   options.ptx_batch = ppo.ptx().batch();
   options.ema_decay = ppo.ema_decay();
+  options.total_steps = total_steps;
   return options;
 }
 

@@ -167,11 +167,15 @@ absl::Status BuildPpo(const StageContext& context,
     COX_ASSIGN_OR_RETURN(run->source,
                          LoadPtxText(context, run->policy->config()));
   }
+  COX_ASSIGN_OR_RETURN(std::vector<Sequence> heldout,
+                       LoadPpoHeldout(context, run->policy->config()));
   COX_ASSIGN_OR_RETURN(
-      run->trainer, MakePpoTrainer(options, {.policy = run->policy.get(),
-                                             .critic = run->critic.get(),
-                                             .group = context.group,
-                                             .ptx = run->source.get()}));
+      run->trainer,
+      MakePpoTrainer(options, {.policy = run->policy.get(),
+                               .critic = run->critic.get(),
+                               .group = context.group,
+                               .ptx = run->source.get(),
+                               .heldout = std::move(heldout)}));
   return absl::OkStatus();
 }
 

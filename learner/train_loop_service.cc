@@ -284,7 +284,6 @@ absl::Status Learner::WriteStageCheckpoint(Stage* stage, int64_t step,
   }
   contents.save.eos_ids = context_.eos_ids;
   contents.save.pad_id = context_.pad_id;
-  COX_RETURN_IF_ERROR(context_.fs->MakeDirs(DirName(directory)));
   COX_ASSIGN_OR_RETURN(
       const WrittenCheckpoint written,
       WriteCheckpoint(*context_.fs, directory,

@@ -320,6 +320,10 @@ class Checker {
     if (g.top_k() != 0) Issue("generation.top_k", g.top_k(), why, "0");
     if (g.top_p() != 1) Issue("generation.top_p", g.top_p(), why, "1");
     if (g.min_p() != 0) Issue("generation.min_p", g.min_p(), why, "0");
+    // It takes the end ids out of the first draws.
+    if (g.min_new_tokens() != 0) {
+      Issue("generation.min_new_tokens", g.min_new_tokens(), why, "0");
+    }
   }
 
   void CheckPpoBatch() {
@@ -373,6 +377,14 @@ class Checker {
       Issue("ppo.clip_low", "must be below 1, is ", p.clip_low(),
             ": the lower bound of the ratio is 1 - clip_low");
     }
+    // Their advantages differ from token to token; one ratio per answer wants
+    // one advantage per answer (docs/algorithms.md §6).
+    if (p.loss() == "gspo" &&
+        (p.estimator() == "gae" || p.estimator() == "reinforce_pp")) {
+      Issue("ppo.loss", "gspo needs one advantage per answer, estimator ",
+            p.estimator(), " gives one per token; use estimator rloo, grpo, "
+            "dr_grpo or reinforce_pp_baseline");
+    }
     if (p.score_position() == "after_last" && p.estimator() != "gae") {
       Issue("ppo.score_position",
             "after_last adds a position for the critic; estimator ",
@@ -396,6 +408,17 @@ class Checker {
     if (p.kl_control() == "adaptive" && p.kl_target() <= 0) {
       Issue("ppo.kl_target", "kl_control adaptive divides by it, so it must "
             "not be 0");
+    }
+    // One update multiplies by 1 ± .2 · answers / horizon at most
+    // (docs/algorithms.md §5.2): beyond 1 the coefficient turns negative.
+    const int64_t answers = static_cast<int64_t>(p.prompts_per_step()) *
+                            p.samples_per_prompt();
+    if (p.kl_control() == "adaptive" &&
+        0.2 * static_cast<double>(answers) > p.kl_horizon()) {
+      Issue("ppo.kl_horizon", "must be at least a fifth of the ", answers,
+            " answers of a step (prompts_per_step x samples_per_prompt) with "
+            "kl_control adaptive, is ", p.kl_horizon(),
+            ": the coefficient could turn negative");
     }
     if (p.kl_loss() == "none" && p.kl_loss_coef() > 0) {
       Issue("ppo.kl_loss_coef", "has no effect with kl_loss none");

@@ -27,6 +27,14 @@ bool IsRead(const cox::v1::RunConfig& config, std::string_view path) {
       config.rm().demonstrations().empty()) {
     return true;
   }
+  // Stage ppo measures the first of these that is set.
+  const bool measures =
+      HasStage(config, "ppo") && config.tokenizer().kind() != "none";
+  if (path == "pretrain.heldout" && measures) return true;
+  if (path == "sft.heldout" && measures &&
+      config.pretrain().heldout().empty()) {
+    return true;
+  }
   if (path == "ppo.ptx.train" && config.ppo().ptx().coef() <= 0) return false;
   return HasStage(config, path.substr(0, path.find('.')));
 }

@@ -37,6 +37,15 @@ TEST(CheckConfigTest, AcceptsVariants) {
   EXPECT_EQ(IssuesWith({"ppo.estimator=rloo", "ppo.samples_per_prompt=2"}), "");
   EXPECT_EQ(IssuesWith({"ppo.estimator=reinforce_pp"}), "");
   EXPECT_EQ(IssuesWith({"stages=[eval]", "generation.top_p=0.9"}), "");
+  EXPECT_EQ(IssuesWith({"stages=[eval]", "generation.min_new_tokens=2"}), "");
+  EXPECT_EQ(IssuesWith({"ppo.kl_control=adaptive", "ppo.kl_horizon=26"}), "");
+  EXPECT_EQ(IssuesWith({"ppo.kl_control=fixed", "ppo.kl_horizon=1"}), "");
+  for (const char* estimator :
+       {"rloo", "grpo", "dr_grpo", "reinforce_pp_baseline"}) {
+    EXPECT_EQ(IssuesWith({"ppo.loss=gspo", "ppo.samples_per_prompt=2",
+                          absl::StrCat("ppo.estimator=", estimator)}),
+              "");
+  }
   EXPECT_EQ(IssuesWith({"reward.kind=grpc", "reward.address='[::1]:7'"}), "");
 }
 
@@ -79,7 +88,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"generation.max_new_tokens=9223372036854775807"},
              "generation.max_new_tokens",
              "exceed model.max_positions"},
-        Case{{"generation.min_new_tokens=25"},
+        Case{{"stages=[eval]", "generation.min_new_tokens=25"},
              "generation.min_new_tokens",
              "exceeds"},
         Case{{"pretrain.sequence_length=129"},
@@ -108,7 +117,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"eval.prompts=[]"}, "eval.prompts", "needs prompt"},
         Case{{"generation.top_k=5"}, "generation.top_k", "truncated"},
         Case{{"generation.top_p=0.9"}, "generation.top_p", "set it to 1"},
-        Case{{"generation.min_p=0.1"}, "generation.min_p", "§10"}));
+        Case{{"generation.min_p=0.1"}, "generation.min_p", "§10"},
+        Case{{"generation.min_new_tokens=1"},
+             "generation.min_new_tokens",
+             "set it to 0"}));
 
 INSTANTIATE_TEST_SUITE_P(
     PpoRules, CheckConfigRuleTest,
@@ -142,6 +154,14 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"ppo.kl_control=adaptive", "ppo.kl_target=0"},
              "ppo.kl_target",
              "must not be 0"},
+        // A fifth of 128 answers is 25.6.
+        Case{{"ppo.kl_control=adaptive", "ppo.kl_horizon=25"},
+             "ppo.kl_horizon",
+             "at least a fifth of the 128"},
+        Case{{"ppo.loss=gspo"}, "ppo.loss", "estimator rloo, grpo, dr_grpo"},
+        Case{{"ppo.loss=gspo", "ppo.estimator=reinforce_pp"},
+             "ppo.loss",
+             "reinforce_pp gives one per token"},
         Case{{"ppo.kl_loss=k2"}, "ppo.kl_loss_coef", "no effect"},
         Case{{"ppo.kl_loss_coef=1"}, "ppo.kl_loss_coef", "no effect"},
         Case{{"stages=[sft,collect,rm,ppo]", "pretrain.train=[]",

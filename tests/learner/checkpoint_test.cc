@@ -2,6 +2,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "lib/base/fault_fs.h"
 #include "lib/base/hash.h"
 #include "lib/engine/fake.h"
 #include "tests/testing/status_matchers.h"
@@ -67,6 +68,21 @@ TEST_F(CheckpointTest, GivesBackTheSameWeightsAndState) {
   ASSERT_OK_AND_ASSIGN(const std::string state,
                        fs_.ReadAll(directory_ + "/trainer/state.bin"));
   EXPECT_EQ(state, contents_.state);
+}
+
+TEST_F(CheckpointTest, OutlivesAPowerLossWithItsFolders) {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    FaultFs fs;
+    ASSERT_OK(fs.MakeDirs("/run"));
+    ASSERT_OK(fs.SyncDir("/"));
+    const std::string directory = "/run/checkpoints/4/step_000007.g3";
+    ASSERT_OK_AND_ASSIGN(
+        const WrittenCheckpoint written,
+        WriteCheckpoint(fs, directory, identity_, contents_));
+    CounterRng rng(seed, "crash");
+    fs.Crash(rng);
+    EXPECT_OK(VerifyCheckpoint(fs, directory, written.manifest_sha256));
+  }
 }
 
 TEST_F(CheckpointTest, DamageToAnyFileIsFoundAndNamed) {

@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 #include "lib/engine/fake.h"
 #include "tests/learner/learner_testing.h"
+#include "tests/learner/registered.h"
 
 namespace cox {
 namespace {
@@ -97,6 +98,7 @@ TEST(LmTrainerTest, MeasuresHeldOutTextAtTheFirstAndTheLastStep) {
   EXPECT_LT(last, 1.2);
   EXPECT_NEAR(run.results.back().metrics.at("text/heldout_ppl"),
               std::exp(last), 1e-9);
+  testing::ExpectRegistered(run.results);
 }
 
 TEST(LmTrainerTest, TrainsOnTheCompletionOnly) {

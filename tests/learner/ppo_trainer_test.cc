@@ -6,6 +6,7 @@
 #include "gtest/gtest.h"
 #include "lib/engine/fake.h"
 #include "tests/learner/learner_testing.h"
+#include "tests/learner/registered.h"
 
 namespace cox {
 namespace {
@@ -61,6 +62,7 @@ PpoOptions Options(const TestCase& test) {
   options.ptx_coef = test.ptx;
   options.ptx_batch = test.ptx > 0 ? 3 : 0;
   options.ema_decay = test.ema;
+  options.total_steps = 4;
   return options;
 }
 
@@ -81,13 +83,15 @@ testing::MakeRank MakePpo(const TestCase& test) {
       Sequence& sequence = text.emplace_back();
       sequence.ids = {k, k + 1, k + 2, k};
     }
+    const std::vector<Sequence> heldout(text.begin() + 1, text.end());
     parts.source = MakeExampleSource(text, 5, "ptx");
     COX_ASSIGN_OR_RETURN(
         parts.trainer,
         MakePpoTrainer(Options(test), {.policy = parts.policy.get(),
                                        .critic = parts.critic.get(),
                                        .group = &group,
-                                       .ptx = parts.source.get()}));
+                                       .ptx = parts.source.get(),
+                                       .heldout = heldout}));
     return parts;
   };
 }
@@ -148,6 +152,7 @@ class PpoTrainerTest : public ::testing::TestWithParam<TestCase> {};
 TEST_P(PpoTrainerTest, RanksDoNotChangeTheUpdate) {
   ASSERT_OK_AND_ASSIGN(const RunOutcome one,
                        RunSteps(1, MakePpo(GetParam()), MakeBatch, 1, 3));
+  testing::ExpectRegistered(one.results);
   for (const int world : {2, 3}) {
     ASSERT_OK_AND_ASSIGN(const RunOutcome many,
                          RunSteps(world, MakePpo(GetParam()), MakeBatch, 1, 3));
@@ -193,6 +198,7 @@ TEST_P(PpoTrainerTest, AResumedRunIsTheContinuousOneBitForBit) {
                        RunSteps(2, MakePpo(GetParam()), MakeBatch, 3, 4,
                                 testing::RestoreFrom(half)));
   EXPECT_EQ(rest.weight_hash, whole.weight_hash);
+  EXPECT_EQ(rest.results.back().metrics, whole.results.back().metrics);
   EXPECT_EQ(rest.critic, whole.critic);
   EXPECT_EQ(rest.state, whole.state);
 }
@@ -273,6 +279,27 @@ TEST(PpoTrainerTest, PolicyLearnsWhatIsRewarded) {
     ASSERT_OK(parts.trainer->Step(step, input));
   }
   EXPECT_GT(probability(), 1.2 * before);
+}
+
+TEST(PpoTrainerTest, MeasuresHeldOutTextWhichPtxProtects) {
+  const auto nll_of = [](const RunOutcome& run, size_t i) {
+    return run.results[i].metrics.at("text/heldout_nll");
+  };
+  ASSERT_OK_AND_ASSIGN(const RunOutcome without,
+                       RunSteps(2, MakePpo({.name = ""}), MakeBatch, 1, 4));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome with,
+      RunSteps(2, MakePpo({.name = "", .ptx = 0.5}), MakeBatch, 1, 4));
+  // Before the first update both are the starting policy.
+  EXPECT_EQ(nll_of(without, 0), nll_of(with, 0));
+  EXPECT_NEAR(nll_of(with, 0), std::log(double{kVocabulary}), 0.1);
+  for (const size_t i : {1, 2}) {
+    EXPECT_FALSE(with.results[i].metrics.contains("text/heldout_nll"));
+  }
+  EXPECT_LT(nll_of(with, 3), nll_of(with, 0));
+  EXPECT_LT(nll_of(with, 3), nll_of(without, 3));
+  EXPECT_NEAR(with.results[3].metrics.at("text/heldout_ppl"),
+              std::exp(nll_of(with, 3)), 1e-9);
 }
 
 TEST(PpoTrainerTest, KeepsShadowWeightsAsAModelOfTheCheckpoint) {

@@ -4,6 +4,7 @@
 #include "gtest/gtest.h"
 #include "lib/engine/fake.h"
 #include "tests/learner/learner_testing.h"
+#include "tests/learner/registered.h"
 
 namespace cox {
 namespace {
@@ -52,6 +53,7 @@ testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch) {
     RmData data;
     data.train = Comparisons();
     data.heldout = Comparisons();
+    data.human = Comparisons();
     for (const Comparison& comparison : data.train) {
       data.demonstrations.push_back(comparison.completions[0]);
     }
@@ -67,6 +69,7 @@ BatchInput NoInput(int64_t) { return {}; }
 TEST(RmTrainerTest, RanksAndMicroBatchesDoNotChangeTheUpdate) {
   ASSERT_OK_AND_ASSIGN(const RunOutcome one,
                        RunSteps(1, MakeRm(3, 0), NoInput, 1, 3));
+  testing::ExpectRegistered(one.results);
   for (const auto& [world, micro] : {std::pair{2, 0}, {3, 1}, {5, 0}}) {
     ASSERT_OK_AND_ASSIGN(const RunOutcome many,
                          RunSteps(world, MakeRm(3, micro), NoInput, 1, 3));

@@ -161,6 +161,10 @@ TEST_F(StageServiceTest, EachStageStartsFromTheOneBefore) {
   EXPECT_TRUE(std::ranges::equal(ppo.critic->Parameters(),
                                  rm.policy->Parameters()));
 
+  // An empty batch updates nothing; held-out text is measured all the same.
+  ASSERT_OK_AND_ASSIGN(const StepResult measured, ppo.trainer->Step(1, {}));
+  EXPECT_TRUE(measured.metrics.contains("text/heldout_ppl"));
+
   v1::PublishOrder order;
   order.mutable_ref()->set_model("reward");
   *order.mutable_checkpoint() = third;

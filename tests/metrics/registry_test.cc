@@ -49,7 +49,12 @@ TEST(MetricRegistryTest, HoldsTheNamesOfTheAlgorithmReference) {
         "text/heldout_nll", "text/heldout_ppl", "timing_s/wait_batch",
         "timing_s/score", "timing_s/train", "timing_s/publish",
         "timing_s/checkpoint", "timing_s/step", "grad_norm/policy",
-        "grad_norm/value"}) {
+        "grad_norm/value", "policy/first_clipfrac", "policy/first_approxkl",
+        "policy/updates", "rollout/excluded", "mismatch/max_abs",
+        "text/tokens", "rm/heldout_margin", "rm/human_margin",
+        "rm/reward_gain", "rm/reward_bias", "collect/prompts",
+        "collect/unscored", "eval/reference/gold", "eval/best_of_n/kl",
+        "eval/policy/reward", "eval/policy/length"}) {
     const MetricInfo* metric = FindMetric(name);
     ASSERT_NE(metric, nullptr) << name;
     EXPECT_EQ(metric->name, name);
@@ -81,7 +86,7 @@ TEST(MetricRegistryTest, SuggestsNearNames) {
   EXPECT_EQ(unknown.status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(unknown.status().message(),
             "unknown metric 'ppo/clipfrac' (did you mean policy/clipfrac, "
-            "val/clipfrac?)");
+            "policy/first_clipfrac, val/clipfrac?)");
   EXPECT_EQ(ExplainMetric("zzz").status().message(), "unknown metric 'zzz'");
 }
 
