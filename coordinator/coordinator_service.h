@@ -41,7 +41,7 @@ struct ServiceContext {
   std::atomic<int64_t> receiving_bytes{0};
 };
 
-// The one table of who may call what (docs/protocol.md, "Authorisation").
+// The one table of who may call what.
 // `method` as in "RunService.Register". False for an unknown method.
 bool RoleMay(std::string_view role, std::string_view method);
 

@@ -2,7 +2,7 @@
 #define COX_COORDINATOR_LEDGER_H_
 
 // What the coordinator remembers. A row is the truth, never a file: whatever
-// has no row did not happen (docs/protocol.md, "Coordinator and ledger").
+// has no row did not happen (docs/durability.md, "Coordinator and ledger").
 
 #include <cstdint>
 #include <map>

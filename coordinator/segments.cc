@@ -7,6 +7,18 @@
 #include "lib/base/hash.h"
 
 namespace cox {
+namespace {
+
+// Bytes that a row points at must be there: their absence is lost data, not a
+// wrong name.
+absl::Status LostIfAbsent(const absl::Status& status) {
+  if (absl::IsNotFound(status) || absl::IsOutOfRange(status)) {
+    return absl::DataLossError(status.message());
+  }
+  return status;
+}
+
+}  // namespace
 
 std::string SegmentStore::PathOf(int32_t segment) const {
   return JoinPath(options_.dir, absl::StrFormat("%06d.seg", segment));
@@ -15,6 +27,8 @@ std::string SegmentStore::PathOf(int32_t segment) const {
 absl::StatusOr<std::unique_ptr<SegmentStore>> SegmentStore::Open(
     Fs& fs, Options options, const std::vector<UnitRow>& units) {
   COX_RETURN_IF_ERROR(fs.MakeDirs(options.dir));
+  // A synced file is worth nothing in a folder that a power loss drops.
+  COX_RETURN_IF_ERROR(fs.SyncDir(DirName(options.dir)));
   std::unique_ptr<SegmentStore> store(
       new SegmentStore(fs, std::move(options)));
   COX_RETURN_IF_ERROR(store->Recover(units));
@@ -28,7 +42,9 @@ absl::Status SegmentStore::Recover(const std::vector<UnitRow>& units) {
     end = std::max(end, unit.payload.offset + unit.payload.length);
   }
   for (const auto& [segment, end] : ends) {
-    COX_ASSIGN_OR_RETURN(const uint64_t size, fs_.FileSize(PathOf(segment)));
+    const absl::StatusOr<uint64_t> found = fs_.FileSize(PathOf(segment));
+    COX_RETURN_IF_ERROR(LostIfAbsent(found.status()));
+    const uint64_t size = *found;
     if (size < end) {
       return absl::DataLossError(
           absl::StrCat(PathOf(segment), ": rows need ", end,
@@ -105,10 +121,10 @@ absl::Status SegmentStore::Sync() {
 
 absl::StatusOr<std::string> SegmentStore::Read(
     const PayloadRef& ref, const std::string& sha256) const {
-  COX_ASSIGN_OR_RETURN(
-      std::string bytes,
-      fs_.ReadRange(PathOf(ref.segment), ref.offset, ref.length));
-  if (Sha256Hex(std::string_view(bytes)) != sha256) {
+  absl::StatusOr<std::string> bytes =
+      fs_.ReadRange(PathOf(ref.segment), ref.offset, ref.length);
+  COX_RETURN_IF_ERROR(LostIfAbsent(bytes.status()));
+  if (Sha256Hex(std::string_view(*bytes)) != sha256) {
     return absl::DataLossError(absl::StrCat(
         PathOf(ref.segment), ": bytes ", ref.offset, "+", ref.length,
         " do not hash to ", sha256));

@@ -37,7 +37,7 @@ class SegmentStore {
   // Not durable before Sync().
   absl::StatusOr<PayloadRef> Append(std::string_view payload);
   absl::Status Sync();
-  // DATA_LOSS when the bytes do not hash to `sha256`.
+  // DATA_LOSS when the bytes are not all there or do not hash to `sha256`.
   absl::StatusOr<std::string> Read(const PayloadRef& ref,
                                    const std::string& sha256) const;
 

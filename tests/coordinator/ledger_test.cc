@@ -6,7 +6,9 @@
 
 #include "coordinator/memory_ledger.h"
 #include "coordinator/segments.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "lib/base/fault_fs.h"
 #include "lib/base/hash.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
@@ -15,6 +17,8 @@ namespace cox {
 namespace {
 
 using ::cox::testing::StatusIs;
+using ::cox::testing::StatusIsWith;
+using ::testing::HasSubstr;
 
 UnitRow MakeUnit(int64_t step, int32_t index, const std::string& sha256) {
   return {{2, step, index}, step - 1, "policy", sha256, {1, 16, 8}};
@@ -180,6 +184,33 @@ TEST_F(Segments, MissingOrDamagedBytesAreDataLoss) {
   ASSERT_OK(Fs::Real().Truncate(
       JoinPath(dir_.path(), "segments/000001.seg"), 3));
   EXPECT_THAT(Open().status(), StatusIs(absl::StatusCode::kDataLoss));
+}
+
+TEST_F(Segments, AMissingFileIsDataLoss) {
+  ASSERT_OK_AND_ASSIGN(auto store, Open());
+  Add(*store, "payload");
+  const std::string file = JoinPath(dir_.path(), "segments/000001.seg");
+  ASSERT_OK(Fs::Real().RemoveAll(file));
+  EXPECT_THAT(store->Read(rows_[0].payload, rows_[0].sha256).status(),
+              StatusIsWith(absl::StatusCode::kDataLoss, HasSubstr(file)));
+  EXPECT_THAT(Open().status(),
+              StatusIsWith(absl::StatusCode::kDataLoss, HasSubstr(file)));
+}
+
+// All of them, or a power loss keeps a row and drops its folder.
+TEST(SegmentsCrash, SyncedPayloadsOutliveAPowerLoss) {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    FaultFs fs;
+    ASSERT_OK(fs.MakeDirs("/run"));
+    ASSERT_OK(fs.SyncDir("/"));
+    ASSERT_OK_AND_ASSIGN(auto store,
+                         SegmentStore::Open(fs, {.dir = "/run/segments"}, {}));
+    ASSERT_OK(store->Append("payload").status());
+    ASSERT_OK(store->Sync());
+    CounterRng rng(seed, "crash");
+    fs.Crash(rng);
+    EXPECT_EQ(*fs.ReadAll("/run/segments/000001.seg"), "payload") << seed;
+  }
 }
 
 }  // namespace
