@@ -171,6 +171,14 @@ int main(int argc, char** argv) {
   cox::AddRunCommands(app, arguments, code);
   cox::AddFileCommands(app, arguments, code);
   app.add_subcommand("chat", "talk to a policy: cox chat CHECKPOINT");
+  if (argc > 1 && argv[1][0] != '-' &&
+      app.get_subcommands([argv](const CLI::App* command) {
+           return command->get_name() == argv[1];
+         }).empty()) {
+    std::fprintf(stderr, "cox: no command '%s'; `cox --help` lists them\n",
+                 argv[1]);
+    return cox::kExitUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

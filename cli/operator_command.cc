@@ -41,12 +41,28 @@ std::string Seconds(int64_t ms) {
   return absl::StrFormat("%.1f s", static_cast<double>(ms) / 1000.0);
 }
 
+// Nobody answers: for a directory that is what an ended run looks like.
+int FailUnreachable(std::string_view command, const RunTarget& target,
+                    const absl::Status& status) {
+  if (!target.run_dir.empty() && absl::IsUnavailable(status)) {
+    const bool done =
+        Fs::Real().Exists(JoinPath(target.run_dir, "report.html"));
+    std::fprintf(stderr,
+                 "%s: no coordinator answers for %s: the run has ended or is "
+                 "stopped%s\n",
+                 std::string(command).c_str(), target.run_dir.c_str(),
+                 done ? " (its report.html has the results so far)" : "");
+    return kExitRetryable;
+  }
+  return Fail(command, status);
+}
+
 int Control(const RunTarget& target, const char* name,
             absl::StatusOr<int64_t> (OperatorClient::*call)()) {
   auto client = Connect(target);
   auto step = ((*client).*call)();
   if (!step.ok()) {
-    return Fail(name, step.status());
+    return FailUnreachable(name, target, step.status());
   }
   if (*step == 0) {
     std::printf("%s: takes effect at once\n", name);
@@ -78,7 +94,7 @@ int ShowStatus(const RunTarget& target) {
   auto client = Connect(target);
   auto status = client->Status();
   if (!status.ok()) {
-    return Fail("status", status.status());
+    return FailUnreachable("status", target, status.status());
   }
   std::printf("run %s (%s): %s, epoch %lld, generation %lld, up %.0f s\n",
               status->name().c_str(), status->run_id().substr(0, 8).c_str(),
@@ -117,7 +133,7 @@ int ShowStuck(const RunTarget& target) {
   auto client = Connect(target);
   auto stuck = client->Stuck();
   if (!stuck.ok()) {
-    return Fail("stuck", stuck.status());
+    return FailUnreachable("stuck", target, stuck.status());
   }
   for (const auto& wait : stuck->waits()) {
     std::printf("%-12s waits for %-14s %s, since %s\n", wait.who().c_str(),
@@ -134,7 +150,7 @@ int ShowEvents(const RunTarget& target, int32_t limit) {
   auto client = Connect(target);
   auto events = client->Events(0, limit);
   if (!events.ok()) {
-    return Fail("events", events.status());
+    return FailUnreachable("events", target, events.status());
   }
   for (const auto& event : events->events()) {
     std::printf("%6lld  %-18s %s\n", static_cast<long long>(event.number()),
