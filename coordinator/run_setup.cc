@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "coordinator/model_folder_check.h"
 #include "lib/base/hash.h"
 #include "lib/base/log.h"
 #include "lib/data/batch.h"
@@ -113,6 +114,19 @@ absl::Status ApplyModelFolder(Fs& fs, PreparedRun& run,
     bos = id->get<int32_t>();
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckModelFolders(Fs& fs, const PreparedRun& run) {
+  const auto check = [&](const char* field, const std::string& dir) {
+    return dir.empty() ? absl::OkStatus()
+                       : CheckModelFolder(fs, field, dir, run.tokenizer.get(),
+                                          run.vocab_size);
+  };
+  COX_RETURN_IF_ERROR(check("model.init", run.config.model().init()));
+  COX_RETURN_IF_ERROR(check("model.reference", run.config.model().reference()));
+  return run.config.reward().kind() == "rm"
+             ? check("reward.path", run.config.reward().path())
+             : absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<PromptExample>> LoadPrompts(
@@ -351,6 +365,7 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
     run.run_id = NewSessionId();
   }
   COX_RETURN_IF_ERROR(PrepareTokenizer(fs, resumed, run));
+  COX_RETURN_IF_ERROR(CheckModelFolders(fs, run));
   COX_RETURN_IF_ERROR(PreparePlan(fs, run));
   SegmentStore::Options segments;
   segments.dir = JoinPath(run_dir, "segments");
