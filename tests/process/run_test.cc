@@ -3,6 +3,8 @@
 
 #include <signal.h>
 
+#include <algorithm>
+
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "absl/strings/str_cat.h"
@@ -56,11 +58,17 @@ TEST(RunTest, SameSeedGivesTheSameBitsWithOneActorOrTwo) {
 
 // Each role in turn dies by SIGKILL in the middle of ppo; the run must end by
 // itself with the bits of an undisturbed one.
-class KillTest : public ::testing::TestWithParam<const char*> {};
+struct KillCase {
+  const char* victim;
+  const char* schedule;  // further YAML
+};
+class KillTest : public ::testing::TestWithParam<KillCase> {};
+
+constexpr char kFixedLag[] = "schedule: {mode: fixed_lag, lag: 1}\n";
 
 TEST_P(KillTest, RunEndsWithTheSameWeights) {
   TempDir dir;
-  const std::string file = WriteTableTask(dir.path());
+  const std::string file = WriteTableTask(dir.path(), GetParam().schedule);
   const std::string calm = JoinPath(dir.path(), "calm");
   const std::string hurt = JoinPath(dir.path(), "hurt");
   const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
@@ -72,7 +80,7 @@ TEST_P(KillTest, RunEndsWithTheSameWeights) {
            FindProcess(hurt, "learner-0") != 0 &&
            CommittedSteps(hurt).size() >= 4;
   }));
-  const pid_t victim = FindProcess(hurt, GetParam());
+  const pid_t victim = FindProcess(hurt, GetParam().victim);
   ASSERT_NE(victim, 0);
   kill(victim, SIGKILL);
   const RunResult b = run.Wait();
@@ -81,9 +89,20 @@ TEST_P(KillTest, RunEndsWithTheSameWeights) {
   EXPECT_EQ(UnitHashes(calm), UnitHashes(hurt));
 }
 
-INSTANTIATE_TEST_SUITE_P(EachRole, KillTest,
-                         ::testing::Values("actor-0", "reward-0", "learner-0",
-                                           "learner-1", "coordinator"));
+std::string CaseName(const ::testing::TestParamInfo<KillCase>& info) {
+  std::string name = info.param.victim;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name + (*info.param.schedule == '\0' ? "_sync" : "_fixed_lag");
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    EachRole, KillTest,
+    ::testing::Values(KillCase{"actor-0", ""}, KillCase{"reward-0", ""},
+                      KillCase{"learner-0", ""}, KillCase{"learner-1", ""},
+                      KillCase{"coordinator", ""},
+                      KillCase{"learner-0", kFixedLag},
+                      KillCase{"coordinator", kFixedLag}),
+    CaseName);
 
 TEST(RunTest, KilledSupervisorResumesWithTheSameWeights) {
   TempDir dir;
