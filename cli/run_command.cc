@@ -150,6 +150,16 @@ std::optional<int> WaitForCoordinator(Supervisor& supervisor,
 }
 
 int Finish(Supervisor& supervisor, const Launch& launch, int code) {
+  if (code == kExitDone) {
+    // The coordinator exits 0 after a drain, too.
+    auto endpoints = ReadEndpoints(launch.run_dir);
+    if (!endpoints.ok() || endpoints->state != "done") {
+      supervisor.Drain(absl::Seconds(30));
+      std::printf("run: stopped; the same command resumes in %s\n",
+                  launch.run_dir.c_str());
+      return kExitRetryable;
+    }
+  }
   // The other processes have seen DONE; give them a moment to leave by
   // themselves, so that none is killed while it still writes its log.
   const MonoTime deadline = Clock::Real().Now() + absl::Seconds(10);
@@ -219,6 +229,10 @@ int Run(const RunOptions& options) {
       absl::StrCat("file:", JoinPath(launch->run_dir, "endpoints.json"));
   client_options.patience = absl::Milliseconds(500);
   OperatorClient client(client_options);
+  supervisor.ShouldRestart([&client] {
+    auto status = client.Status();
+    return !status.ok() || status->state() != "draining";
+  });
   if (absl::Status status = supervisor.Start("coordinator"); !status.ok()) {
     std::fprintf(stderr, "run: %s\n", std::string(status.message()).c_str());
     return kExitUsage;

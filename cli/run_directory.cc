@@ -28,6 +28,7 @@ absl::StatusOr<Endpoints> ReadEndpoints(const std::string& run_dir) {
   endpoints.http = json.value("http", "");
   endpoints.run_id = json.value("run_id", "");
   endpoints.pid = json.value("pid", int64_t{0});
+  endpoints.state = json.value("state", "");
   return endpoints;
 }
 

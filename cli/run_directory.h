@@ -16,6 +16,7 @@ struct Endpoints {
   std::string http;         // host:port
   std::string run_id;
   int64_t pid = 0;
+  std::string state;  // "serving", "done" (all stages), "stopped"
 };
 
 // Reads <run_dir>/endpoints.json. NOT_FOUND says that this is no run directory

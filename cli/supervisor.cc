@@ -107,6 +107,10 @@ std::optional<int> Supervisor::Reap(Child& child) {
       }
       return std::nullopt;
     case RestartPolicy::Action::kRestart:
+      if (exit.signal == 0 && should_restart_ && !should_restart_()) {
+        child.finished = true;
+        return std::nullopt;
+      }
       ++restarts_;
       child.restart_at = now + decision.delay;
       if (on_restart_) {

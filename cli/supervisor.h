@@ -85,6 +85,9 @@ class Supervisor {
   // Why Poll() decided as it did; restarts so far.
   const std::string& reason() const { return reason_; }
   int restarts() const { return restarts_; }
+  // Asked before a child that exited with 42 is started again: false = the run
+  // drains, the child is done. Default: always true.
+  void ShouldRestart(std::function<bool()> f) { should_restart_ = std::move(f); }
   // Called for each restart, with the child's name and why.
   void OnRestart(std::function<void(const std::string&, const std::string&)> f) {
     on_restart_ = std::move(f);
@@ -108,6 +111,7 @@ class Supervisor {
   std::string reason_;
   int restarts_ = 0;
   std::function<void(const std::string&, const std::string&)> on_restart_;
+  std::function<bool()> should_restart_;
 };
 
 }  // namespace cox

@@ -252,7 +252,7 @@ absl::Status Coordinator::StartServers() {
   }
   COX_RETURN_IF_ERROR(started.status());
   http_ = *std::move(started);
-  COX_RETURN_IF_ERROR(WriteEndpoints());
+  COX_RETURN_IF_ERROR(WriteEndpoints("serving"));
   server_->SetServing(true);
   LogInfo("serving", {Field("address", server_->address()),
                       Field("http", http_->port()),
@@ -260,12 +260,13 @@ absl::Status Coordinator::StartServers() {
   return absl::OkStatus();
 }
 
-absl::Status Coordinator::WriteEndpoints() {
+absl::Status Coordinator::WriteEndpoints(std::string_view state) {
   nlohmann::ordered_json json;
   json["coordinator"] = server_->address();
   json["http"] = absl::StrCat(options_.host, ":", http_->port());
   json["pid"] = getpid();
   json["run_id"] = run_.run_id;
+  json["state"] = state;
   return WriteFileDurably(fs_, JoinPath(run_.run_dir, "endpoints.json"),
                           json.dump(2) + "\n");
 }
@@ -277,6 +278,7 @@ void Coordinator::OnEffect(CoordinatorCore& core, const Effect& effect) {
 void Coordinator::OnTick(CoordinatorCore& core) {
   outputs_->OnTick(core);
   if (exit_code_ < 0 && (core.done() || core.draining())) {
+    complete_ = core.done();
     exit_code_ = kExitDone;
   }
   if (exit_code_ < 0) {
@@ -319,6 +321,15 @@ void Coordinator::Shutdown(absl::Duration grace) {
     server_->Shutdown(grace);
   }
   host_->Stop();
+  if (server_ != nullptr && http_ != nullptr) {
+    // Who started this process must tell the end of a run from a drain, which
+    // have one exit code.
+    absl::Status status = WriteEndpoints(complete_ ? "done" : "stopped");
+    if (!status.ok()) {
+      LogWarning("endpoints.json",
+                 {Field("status", std::string(status.message()))});
+    }
+  }
   http_.reset();
 }
 

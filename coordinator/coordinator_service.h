@@ -159,7 +159,7 @@ class Coordinator : public EffectHandler {
   Coordinator(Fs& fs, PreparedRun run, CoordinatorOptions options);
   absl::Status Init();
   absl::Status StartServers();
-  absl::Status WriteEndpoints();
+  absl::Status WriteEndpoints(std::string_view state);
   int RecordedPort() const;
 
   Fs& fs_;
@@ -173,6 +173,7 @@ class Coordinator : public EffectHandler {
   std::unique_ptr<HttpServer> http_;
   std::atomic<bool> shut_down_{false};
   std::atomic<int> exit_code_{-1};  // -1 = goes on
+  std::atomic<bool> complete_{false};  // all stages are done
   std::atomic<int64_t> ended_ns_{0};
 };
 

@@ -64,7 +64,8 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
                               request.step());
     absl::Status status = batch.status();
     if (status.ok() && !batch->has_value()) {
-      if (!expired && !context_->IsCancelled()) {
+      // While the run drains nobody completes it: the caller may leave.
+      if (!expired && !context_->IsCancelled() && !host.core().draining()) {
         return false;
       }
       status = WithReason(

@@ -130,6 +130,29 @@ TEST(RunTest, KilledSupervisorResumesWithTheSameWeights) {
   EXPECT_EQ(UnitHashes(calm), UnitHashes(hurt));
 }
 
+TEST(RunTest, StopDrainsAndTheSameCommandResumes) {
+  TempDir dir;
+  const std::string file = WriteTableTask(dir.path());
+  const std::string calm = JoinPath(dir.path(), "calm");
+  const std::string stopped = JoinPath(dir.path(), "stopped");
+  const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
+  ASSERT_EQ(a.exit_code, 0) << a.output;
+  RunningRun run({"run", file, "run_dir=" + stopped},
+                 JoinPath(dir.path(), "stopped.log"));
+  ASSERT_TRUE(Eventually([&stopped] {
+    return Fs::Real().Exists(JoinPath(stopped, "ledger.db")) &&
+           FindProcess(stopped, "learner-0") != 0 &&
+           CommittedSteps(stopped).size() >= 2;
+  }));
+  const RunResult stop = Cox({"stop", stopped}, dir.path());
+  ASSERT_EQ(stop.exit_code, 0) << stop.output;
+  const RunResult b = run.Wait();
+  EXPECT_EQ(b.exit_code, 42) << b.output;
+  const RunResult c = Cox({"run", file, "run_dir=" + stopped}, dir.path());
+  ASSERT_EQ(c.exit_code, 0) << c.output;
+  EXPECT_EQ(CommittedSteps(calm), CommittedSteps(stopped));
+}
+
 TEST(RunTest, BadInputIsOneClearLineAndExitTwo) {
   TempDir dir;
   const std::string file = WriteTableTask(dir.path());
