@@ -36,6 +36,9 @@ void FillGrant(const LeaseGrant& grant, const PromptBook& prompts,
     row->set_text(prompt.text);
   }
   out->set_samples_per_prompt(prompts.SamplesPerPrompt(grant.unit));
+  if (grant.score.reward_addresses.empty() && grant.score.address.empty()) {
+    return;  // people label these samples: absence means "do not score"
+  }
   cox::v1::ScorePlan* score = out->mutable_score();
   for (const std::string& address : grant.score.reward_addresses) {
     score->add_reward_addresses(address);

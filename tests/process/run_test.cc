@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "absl/strings/str_cat.h"
 #include "lib/base/fs.h"
+#include "nlohmann/json.hpp"
 #include "tests/process/run_harness.h"
 #include "tests/testing/temp_dir.h"
 
@@ -54,6 +55,48 @@ TEST(RunTest, SameSeedGivesTheSameBitsWithOneActorOrTwo) {
   EXPECT_THAT(CommittedSteps(first), Not(IsEmpty()));
   EXPECT_EQ(CommittedSteps(first), CommittedSteps(second));
   EXPECT_EQ(UnitHashes(first), UnitHashes(second));
+}
+
+// People rank the samples: the run waits for them in a named state.
+TEST(RunTest, WaitsForLabelsOfPeopleAndGoesOn) {
+  TempDir dir;
+  const std::string file = WriteMiniRecipe(dir.path());
+  const std::string run = JoinPath(dir.path(), "run");
+  RunningRun running({"run", file, "run_dir=" + run,
+                      "stages=[sft,collect,rm]", "collect.labeller=file"},
+                     JoinPath(dir.path(), "run.log"));
+  ASSERT_TRUE(Eventually([&run] {
+    return Fs::Real().Exists(JoinPath(run, "collect_samples.jsonl"));
+  }));
+  EXPECT_THAT(Cox({"status", run}, dir.path()).output,
+              HasSubstr("waiting for labels"));
+  const std::string samples = JoinPath(dir.path(), "samples.jsonl");
+  const RunResult exported =
+      Cox({"labels", "export", run, samples}, dir.path());
+  ASSERT_EQ(exported.exit_code, 0) << exported.output;
+  std::string labels;
+  int rows = 0;
+  const std::string text = Fs::Real().ReadAll(samples).value_or("");
+  for (size_t at = 0; at < text.size(); at = text.find('\n', at) + 1) {
+    const nlohmann::json row = nlohmann::json::parse(
+        text.substr(at, text.find('\n', at) - at), nullptr, false);
+    ASSERT_EQ(row["responses"].size(), 4u);
+    labels += absl::StrCat("{\"prompt_id\":",
+                           row["prompt_id"].get<uint64_t>(),
+                           ",\"ranking\":[2,1,3,3]}\n");
+    ++rows;
+  }
+  EXPECT_EQ(rows, 24);
+  const std::string ranked = JoinPath(dir.path(), "ranked.jsonl");
+  ASSERT_TRUE(WriteFileDurably(Fs::Real(), ranked, "{\"prompt_id\":1}\n").ok());
+  EXPECT_EQ(Cox({"labels", "import", run, ranked}, dir.path()).exit_code, 2);
+  ASSERT_TRUE(WriteFileDurably(Fs::Real(), ranked, labels).ok());
+  const RunResult imported =
+      Cox({"labels", "import", run, ranked}, dir.path());
+  ASSERT_EQ(imported.exit_code, 0) << imported.output;
+  const RunResult result = running.Wait();
+  EXPECT_EQ(result.exit_code, 0) << result.output;
+  EXPECT_TRUE(Fs::Real().Exists(JoinPath(run, "comparisons.jsonl")));
 }
 
 // Each role in turn dies by SIGKILL in the middle of ppo; the run must end by
