@@ -5,7 +5,6 @@
 #include "actor/actor_service.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
-#include "lib/base/thread.h"
 #include "lib/model/api.h"
 #include "lib/rpc/role_flags.h"
 
@@ -38,18 +37,8 @@ int Main(int argc, char** argv) {
   options.http_port = flags->http_port;
   options.setup_engine = SetupEngine;
   Actor actor(std::move(options));
-  absl::Status status;
-  {
-    // Shutdown order: the signal stops leasing, Run() submits what is finished
-    // and gives the rest back, then this thread ends and all is destroyed.
-    Thread signals("signals", [&actor] {
-      while (!SleepUnlessShutdown(absl::Hours(1))) {
-      }
-      actor.Stop();
-    });
-    status = actor.Run();
-    RequestShutdown();
-  }
+  const absl::Status status = RunUntilSignal([&actor] { return actor.Run(); },
+                                             [&actor] { actor.Stop(); });
   if (status.ok()) return kExitDone;
   LogError("actor failed", {{"error", status.ToString()}});
   return ExitCodeFor(status);

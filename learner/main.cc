@@ -8,7 +8,6 @@
 #include "learner/learner_service.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
-#include "lib/base/thread.h"
 #include "lib/model/api.h"
 #include "lib/rpc/role_flags.h"
 
@@ -99,18 +98,8 @@ int Main(int argc, char** argv) {
   options.setup_engines = SetupEngines;
   options.make_group = MakeGloo;
   Learner learner(std::move(options));
-  absl::Status status;
-  {
-    // Shutdown order: the signal ends waits, Run() leaves at the step border
-    // and stops serving, then this thread ends and all is destroyed.
-    Thread signals("signals", [&learner] {
-      while (!SleepUnlessShutdown(absl::Hours(1))) {
-      }
-      learner.Stop();
-    });
-    status = learner.Run();
-    RequestShutdown();
-  }
+  const absl::Status status = RunUntilSignal([&learner] { return learner.Run(); },
+                                             [&learner] { learner.Stop(); });
   if (status.ok()) {
     return kExitDone;
   }

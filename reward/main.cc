@@ -4,7 +4,6 @@
 
 #include "lib/base/log.h"
 #include "lib/base/process.h"
-#include "lib/base/thread.h"
 #include "lib/model/api.h"
 #include "lib/rpc/role_flags.h"
 #include "reward/replica_service.h"
@@ -38,18 +37,8 @@ int Main(int argc, char** argv) {
   options.http_port = flags->http_port;
   options.setup_engines = SetupEngines;
   RewardReplica replica(std::move(options));
-  absl::Status status;
-  {
-    // Shutdown order: the signal stops intake, Run() answers what is open and
-    // tells the coordinator, then this thread ends and all is destroyed.
-    Thread signals("signals", [&replica] {
-      while (!SleepUnlessShutdown(absl::Hours(1))) {
-      }
-      replica.Stop();
-    });
-    status = replica.Run();
-    RequestShutdown();
-  }
+  const absl::Status status = RunUntilSignal([&replica] { return replica.Run(); },
+                                             [&replica] { replica.Stop(); });
   if (status.ok()) return kExitDone;
   LogError("reward replica failed", {{"error", status.ToString()}});
   return ExitCodeFor(status);

@@ -4,6 +4,7 @@
 
 #include "absl/strings/numbers.h"
 #include "lib/base/process.h"
+#include "lib/base/thread.h"
 
 namespace cox {
 namespace {
@@ -87,6 +88,18 @@ absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
   }
   flags.bind = absl::StrCat(host, ":", port);
   return flags;
+}
+
+absl::Status RunUntilSignal(const std::function<absl::Status()>& run,
+                            const std::function<void()>& stop) {
+  Thread signals("signals", [&stop] {
+    while (!SleepUnlessShutdown(absl::Hours(1))) {
+    }
+    stop();
+  });
+  absl::Status status = run();
+  RequestShutdown();
+  return status;
 }
 
 int PrintFlagsStatus(const absl::Status& status) {

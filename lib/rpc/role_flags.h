@@ -3,6 +3,7 @@
 
 // Command line of the processes that follow a coordinator.
 
+#include <functional>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,13 @@ struct RoleFlags {
 absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
                                          std::string_view default_name,
                                          int argc, const char* const* argv);
+
+// `run()` of a role's process in this thread; `stop()` is called once from
+// another thread, on SIGTERM or SIGINT or when run() has returned, and must end
+// run(). Shutdown order: the signal stops intake, run() finishes or returns
+// what is open, then the signal thread ends and the caller may destroy all.
+absl::Status RunUntilSignal(const std::function<absl::Status()>& run,
+                            const std::function<void()>& stop);
 
 // Prints what ParseRoleFlags said; returns the exit code, 0 for --help.
 int PrintFlagsStatus(const absl::Status& status);
