@@ -18,14 +18,12 @@ std::string Cell(const Json& row, const char* key) {
                          (*found)["high"].get<double>());
 }
 
-std::string Number(const Json& row, const char* key, const char* format) {
+std::string Number(const Json& row, const char* key, int digits) {
   const auto found = row.find(key);
   if (found == row.end() || !found->is_number()) {
     return "-";
   }
-  const double value = found->get<double>();
-  return std::string_view(format) == "%.1f" ? absl::StrFormat("%.1f", value)
-                                            : absl::StrFormat("%.3f", value);
+  return absl::StrFormat("%.*f", digits, found->get<double>());
 }
 
 }  // namespace
@@ -49,8 +47,8 @@ absl::StatusOr<std::string> FormatEvalTable(std::string_view eval_json) {
         "%-10s %5s  %-23s %-24s %-23s %6s %6s %6s %6s\n",
         row.value("name", "?"), std::to_string(row.value("n", int64_t{0})),
         Cell(row, "gold"), Cell(row, "reward"), Cell(row, "kl"), length,
-        Number(row, "stop_frac", "%.3f"), Number(row, "distinct2", "%.3f"),
-        Number(row, "reference_ppl", "%.1f"));
+        Number(row, "stop_frac", 3), Number(row, "distinct2", 3),
+        Number(row, "reference_ppl", 1));
   }
   if (json.contains("measured") && json["measured"].is_object()) {
     for (const auto& [name, value] : json["measured"].items()) {

@@ -21,6 +21,15 @@ using ::testing::IsEmpty;
 using ::testing::Not;
 using cox::testing::TempDir;
 
+// Waits until the run trains and has committed `steps` steps.
+bool ReachesSteps(const std::string& run, size_t steps) {
+  return Eventually([&] {
+    return Fs::Real().Exists(JoinPath(run, "ledger.db")) &&
+           FindProcess(run, "learner-0") != 0 &&
+           CommittedSteps(run).size() >= steps;
+  });
+}
+
 TEST(RunTest, WholeRecipeEndsAndLeavesEverything) {
   TempDir dir;
   const std::string file = WriteMiniRecipe(dir.path());
@@ -118,11 +127,7 @@ TEST_P(KillTest, RunEndsWithTheSameWeights) {
   ASSERT_EQ(a.exit_code, 0) << a.output;
   RunningRun run({"run", file, "run_dir=" + hurt},
                  JoinPath(dir.path(), "hurt.log"));
-  ASSERT_TRUE(Eventually([&hurt] {
-    return Fs::Real().Exists(JoinPath(hurt, "ledger.db")) &&
-           FindProcess(hurt, "learner-0") != 0 &&
-           CommittedSteps(hurt).size() >= 4;
-  }));
+  ASSERT_TRUE(ReachesSteps(hurt, 4));
   const pid_t victim = FindProcess(hurt, GetParam().victim);
   ASSERT_NE(victim, 0);
   kill(victim, SIGKILL);
@@ -157,11 +162,7 @@ TEST(RunTest, KilledSupervisorResumesWithTheSameWeights) {
   {
     RunningRun run({"run", file, "run_dir=" + hurt},
                    JoinPath(dir.path(), "hurt.log"));
-    ASSERT_TRUE(Eventually([&hurt] {
-      return Fs::Real().Exists(JoinPath(hurt, "ledger.db")) &&
-             FindProcess(hurt, "learner-0") != 0 &&
-             CommittedSteps(hurt).size() >= 4;
-    }));
+    ASSERT_TRUE(ReachesSteps(hurt, 4));
   }  // SIGKILL; the children die with it
   ASSERT_TRUE(Eventually([&hurt] {
     return FindProcess(hurt, "coordinator") == 0 &&
@@ -182,11 +183,7 @@ TEST(RunTest, StopDrainsAndTheSameCommandResumes) {
   ASSERT_EQ(a.exit_code, 0) << a.output;
   RunningRun run({"run", file, "run_dir=" + stopped},
                  JoinPath(dir.path(), "stopped.log"));
-  ASSERT_TRUE(Eventually([&stopped] {
-    return Fs::Real().Exists(JoinPath(stopped, "ledger.db")) &&
-           FindProcess(stopped, "learner-0") != 0 &&
-           CommittedSteps(stopped).size() >= 2;
-  }));
+  ASSERT_TRUE(ReachesSteps(stopped, 2));
   const RunResult stop = Cox({"stop", stopped}, dir.path());
   ASSERT_EQ(stop.exit_code, 0) << stop.output;
   const RunResult b = run.Wait();
