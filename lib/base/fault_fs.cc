@@ -1,6 +1,7 @@
 #include "lib/base/fault_fs.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <utility>
 
@@ -167,6 +168,19 @@ struct FaultFs::Impl {
     return it->second;
   }
 
+  // A failed sync forgets what was to be synced.
+  friend absl::Status SyncNode(Impl& impl, Node& node)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl.mutex) {
+    const absl::Status counted = impl.Count();
+    if (counted.ok()) {
+      for (const FileChange& change : node.pending) {
+        Apply(change, node.durable_content);
+      }
+    }
+    node.pending.clear();
+    return counted;
+  }
+
   absl::StatusOr<NodePtr> FindFile(const std::string& path)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     NodePtr node = Find(path);
@@ -198,14 +212,7 @@ class FaultFs::File : public WritableFile {
   absl::Status Sync() override {
     MutexLock lock(&impl_->mutex);
     COX_RETURN_IF_ERROR(CheckOpen());
-    const absl::Status counted = impl_->Count();
-    if (counted.ok()) {
-      for (const FileChange& change : node_->pending) {
-        Apply(change, node_->durable_content);
-      }
-    }
-    node_->pending.clear();
-    return counted;
+    return SyncNode(*impl_, *node_);
   }
 
   absl::Status Close() override {
@@ -227,6 +234,65 @@ class FaultFs::File : public WritableFile {
   bool closed_ = false;
 };
 
+class FaultFs::Random : public RandomFile {
+ public:
+  Random(std::shared_ptr<Impl> impl, NodePtr node, int64_t crashes)
+      : impl_(std::move(impl)), node_(std::move(node)), crashes_(crashes) {}
+
+  absl::StatusOr<std::string> Read(uint64_t offset, size_t length) override {
+    MutexLock lock(&impl_->mutex);
+    COX_RETURN_IF_ERROR(CheckOpen());
+    return offset >= node_->content.size()
+               ? std::string()
+               : node_->content.substr(static_cast<size_t>(offset), length);
+  }
+
+  absl::Status Write(uint64_t offset, std::string_view data) override {
+    MutexLock lock(&impl_->mutex);
+    COX_RETURN_IF_ERROR(CheckOpen());
+    const absl::Status counted = impl_->Count();
+    const size_t written = counted.ok() ? data.size() : data.size() / 2;
+    Add({false, static_cast<size_t>(offset),
+         std::string(data.substr(0, written))});
+    return counted;
+  }
+
+  absl::Status Truncate(uint64_t size) override {
+    MutexLock lock(&impl_->mutex);
+    COX_RETURN_IF_ERROR(CheckOpen());
+    COX_RETURN_IF_ERROR(impl_->Count());
+    Add({true, static_cast<size_t>(size), ""});
+    return absl::OkStatus();
+  }
+
+  absl::Status Sync() override {
+    MutexLock lock(&impl_->mutex);
+    COX_RETURN_IF_ERROR(CheckOpen());
+    return SyncNode(*impl_, *node_);
+  }
+
+  absl::StatusOr<uint64_t> Size() override {
+    MutexLock lock(&impl_->mutex);
+    COX_RETURN_IF_ERROR(CheckOpen());
+    return uint64_t{node_->content.size()};
+  }
+
+ private:
+  absl::Status CheckOpen() ABSL_EXCLUSIVE_LOCKS_REQUIRED(impl_->mutex) {
+    return impl_->crashes == crashes_
+               ? absl::OkStatus()
+               : absl::InternalError("the machine restarted");
+  }
+  void Add(FileChange change) {
+    Apply(change, node_->content);
+    node_->pending.push_back(std::move(change));
+  }
+
+  const std::shared_ptr<Impl> impl_;
+  const NodePtr node_;
+  const int64_t crashes_;
+};
+
 FaultFs::FaultFs() : impl_(std::make_shared<Impl>()) {
   MutexLock lock(&impl_->mutex);
   impl_->root = std::make_shared<Node>();
@@ -241,6 +307,11 @@ void FaultFs::FailAt(int64_t k, absl::Status error, bool sticky) {
   impl_->fail_at = impl_->operations + k;
   impl_->error = std::move(error);
   impl_->sticky = sticky;
+}
+
+void FaultFs::Heal() {
+  MutexLock lock(&impl_->mutex);
+  impl_->fail_at = -1;
 }
 
 int64_t FaultFs::operations() const {
@@ -270,6 +341,42 @@ void FaultFs::Crash(CounterRng& rng) {
   }
   ++impl_->crashes;
   impl_->fail_at = -1;
+}
+
+std::unique_ptr<FaultFs> FaultFs::Clone() const {
+  auto copy = std::make_unique<FaultFs>();
+  MutexLock lock(&impl_->mutex);
+  MutexLock copy_lock(&copy->impl_->mutex);
+  std::map<const Node*, NodePtr> copies;
+  const std::function<NodePtr(const NodePtr&)> copied =
+      [&](const NodePtr& node) -> NodePtr {
+    if (node == nullptr) return nullptr;
+    NodePtr& mine = copies[node.get()];
+    if (mine != nullptr) return mine;
+    mine = std::make_shared<Node>(*node);
+    const NodePtr result = mine;  // the map may move
+    for (auto& [name, child] : result->entries) child = copied(child);
+    for (auto& [name, child] : result->durable_entries) child = copied(child);
+    return result;
+  };
+  copy->impl_->root = copied(impl_->root);
+  for (const DirChange& change : impl_->dir_changes) {
+    DirChange& mine = copy->impl_->dir_changes.emplace_back();
+    for (const DirChange::Edit& edit : change.edits) {
+      mine.edits.push_back({copied(edit.dir), edit.name, copied(edit.node)});
+    }
+  }
+  return copy;
+}
+
+absl::StatusOr<std::unique_ptr<RandomFile>> FaultFs::OpenRandom(
+    const std::string& path, bool create) {
+  MutexLock lock(&impl_->mutex);
+  if (!create) COX_RETURN_IF_ERROR(impl_->FindFile(path).status());
+  if (impl_->Find(path) == nullptr) COX_RETURN_IF_ERROR(impl_->Count());
+  COX_ASSIGN_OR_RETURN(NodePtr node,
+                       impl_->OpenNode(path, /*exclusive=*/false));
+  return std::make_unique<Random>(impl_, std::move(node), impl_->crashes);
 }
 
 absl::StatusOr<std::unique_ptr<WritableFile>> FaultFs::Create(

@@ -21,12 +21,27 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "lib/base/fs.h"
 #include "lib/base/rng.h"
 
 namespace cox {
+
+// A file that is read and written at any place, as databases do. Writes beyond
+// the end leave zeros between. Errors as WritableFile.
+class RandomFile {
+ public:
+  virtual ~RandomFile() = default;
+  // At most `length` bytes: fewer at the end of the file.
+  virtual absl::StatusOr<std::string> Read(uint64_t offset,
+                                           size_t length) = 0;
+  virtual absl::Status Write(uint64_t offset, std::string_view data) = 0;
+  virtual absl::Status Truncate(uint64_t size) = 0;
+  virtual absl::Status Sync() = 0;
+  virtual absl::StatusOr<uint64_t> Size() = 0;
+};
 
 class FaultFs : public Fs {
  public:
@@ -39,11 +54,19 @@ class FaultFs : public Fs {
   // Sync, Rename, ...) fails with `error`; with `sticky`, so does every later
   // one until Crash(). A failing Append writes half of its data.
   void FailAt(int64_t k, absl::Status error, bool sticky = false);
+  // Forgets what FailAt() planned: the disk works again.
+  void Heal();
   // Changing operations so far, failed ones included.
   int64_t operations() const;
   // Power loss and restart: open files become unusable (INTERNAL), pending
   // failures are forgotten.
   void Crash(CounterRng& rng);
+  // The same disk, unsynced changes included, to be crashed in another way.
+  std::unique_ptr<FaultFs> Clone() const;
+
+  // NOT_FOUND unless `create` or it is there.
+  absl::StatusOr<std::unique_ptr<RandomFile>> OpenRandom(
+      const std::string& path, bool create);
 
   absl::StatusOr<std::unique_ptr<WritableFile>> Create(const std::string& path,
                                                        bool exclusive) override;
@@ -66,6 +89,7 @@ class FaultFs : public Fs {
  private:
   struct Impl;
   class File;
+  class Random;
   // Shared with open files, which may outlive the file system object.
   std::shared_ptr<Impl> impl_;
 };

@@ -11,6 +11,8 @@
 #include <system_error>
 #include <utility>
 
+#include "lib/base/failpoint.h"
+
 namespace cox {
 namespace {
 
@@ -60,6 +62,7 @@ class PosixWritableFile : public WritableFile {
 
   absl::Status Append(std::string_view data) override {
     if (fd_ < 0) return Closed("append");
+    COX_RETURN_IF_ERROR(Annotate(FailpointStatus("fs.append"), path_));
     while (!data.empty()) {
       const ssize_t n = write(fd_, data.data(), data.size());
       if (n < 0) {
@@ -73,6 +76,7 @@ class PosixWritableFile : public WritableFile {
 
   absl::Status Sync() override {
     if (fd_ < 0) return Closed("sync");
+    COX_RETURN_IF_ERROR(Annotate(FailpointStatus("fs.sync"), path_));
     if (fdatasync(fd_) != 0) return ErrnoStatus(errno, "fdatasync", path_);
     return absl::OkStatus();
   }

@@ -24,6 +24,7 @@ namespace cox {
 namespace {
 
 std::atomic<bool> shutdown_requested{false};
+std::atomic<bool> signal_received{false};
 static_assert(std::atomic<bool>::is_always_lock_free);
 
 // Becomes readable at shutdown and stays so: wakes every sleeper.
@@ -34,6 +35,7 @@ int ShutdownEvent() {
 
 void OnSignal(int) {
   const int saved_errno = errno;
+  signal_received.store(true, std::memory_order_relaxed);
   RequestShutdown();
   errno = saved_errno;
 }
@@ -151,6 +153,10 @@ void InitProcess(bool die_with_parent) {
 
 bool ShutdownRequested() {
   return shutdown_requested.load(std::memory_order_relaxed);
+}
+
+bool SignalReceived() {
+  return signal_received.load(std::memory_order_relaxed);
 }
 
 void RequestShutdown() {
