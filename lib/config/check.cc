@@ -3,10 +3,12 @@
 #include <cmath>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "lib/config/check_algorithms.h"
 #include "lib/config/config.h"
 #include "lib/config/schema.h"
 
@@ -16,15 +18,15 @@ namespace {
 using cox::v1::RunConfig;
 
 // "pretrain" < ... < "eval": the only order in which stages make sense,
-// because each one starts from what the earlier ones wrote.
-constexpr const char* kStageOrder[] = {"pretrain", "sft", "collect",
-                                       "rm",       "ppo", "eval"};
+// because each one starts from what the earlier ones wrote. rft, dpo and kto
+// all take a policy and comparisons: any order among them.
+constexpr std::pair<const char*, int> kStageOrder[] = {
+    {"pretrain", 0}, {"sft", 1}, {"collect", 2}, {"rm", 3}, {"rft", 4},
+    {"dpo", 4},      {"kto", 4}, {"ppo", 5},     {"eval", 6}};
 
 int StageRank(std::string_view stage) {
-  int rank = 0;
-  for (const char* name : kStageOrder) {
+  for (const auto& [name, rank] : kStageOrder) {
     if (name == stage) return rank;
-    ++rank;
   }
   return -1;
 }
@@ -39,6 +41,7 @@ class Checker {
     if (!issues_.empty()) return std::move(issues_);
     CheckName();
     CheckStages();
+    CheckShards();
     CheckModel();
     CheckTokenizer();
     CheckLengths();
@@ -57,6 +60,9 @@ class Checker {
       Issue("eval.prompts", "stage eval needs prompt files");
     }
     CheckLimits();
+    for (ConfigIssue& issue : config::CheckAlgorithms(c_)) {
+      issues_.push_back(std::move(issue));
+    }
     return std::move(issues_);
   }
 
@@ -91,6 +97,12 @@ class Checker {
     } else if (!setting.choices().empty()) {
       const std::string value =
           config::TextAt(*leaf.message, *leaf.field, index);
+      if (name == "ppo.kl_loss" && value == "k1") {
+        Issue(name, "k1 as a loss has a gradient of expectation 0 and "
+              "regularises nothing (docs/algorithms.md §5.1); use k2 or k3, "
+              "or ppo.kl_coef for k1 in the reward");
+        return;
+      }
       for (const absl::string_view choice :
            absl::StrSplit(setting.choices(), '|')) {
         if (choice == value) return;
@@ -118,7 +130,9 @@ class Checker {
 
   void CheckStages() {
     if (c_.stages().empty()) {
-      Issue("stages", "at least one of ", absl::StrJoin(kStageOrder, ", "),
+      std::vector<std::string> names;
+      for (const auto& [name, rank] : kStageOrder) names.emplace_back(name);
+      Issue("stages", "at least one of ", absl::StrJoin(names, ", "),
             " is needed");
     }
     for (int i = 1; i < c_.stages_size(); ++i) {
@@ -192,8 +206,10 @@ class Checker {
             "must differ from tokenizer.eos_token, or stopping is never "
             "learned");
     }
-    if (t.kind() == "file" && t.path().empty()) {
-      Issue("tokenizer.path", "kind file needs a tokenizer.json");
+    if (t.kind() == "file" && t.path().empty() &&
+        c_.model().init().empty()) {
+      Issue("tokenizer.path",
+            "kind file needs a tokenizer.json, or the one of model.init");
     }
     // A model folder may bring its tokenizer along.
     if (t.kind() == "train" && c_.model().init().empty()) {
@@ -210,6 +226,16 @@ class Checker {
   // Sequence lengths against the model's positions.
   void CheckLengths() {
     const auto& g = c_.generation();
+    if (!g.stop().empty() && c_.tokenizer().kind() == "none") {
+      Issue("generation.stop",
+            "stop texts need a tokenizer; with kind none use stop_ids");
+    }
+    for (int i = 0; i < g.stop_size(); ++i) {
+      if (g.stop(i).empty() || g.stop(i).size() > 1024) {
+        Issue(absl::StrCat("generation.stop[", i, "]"),
+              "must have 1 to 1024 bytes, has ", g.stop(i).size());
+      }
+    }
     if (g.min_new_tokens() > g.max_new_tokens()) {
       Issue("generation.min_new_tokens", g.min_new_tokens(),
             " exceeds generation.max_new_tokens ", g.max_new_tokens());
@@ -324,6 +350,16 @@ class Checker {
     if (g.min_new_tokens() != 0) {
       Issue("generation.min_new_tokens", g.min_new_tokens(), why, "0");
     }
+    if (!g.forbid_ids().empty()) {
+      Issue("generation.forbid_ids", g.forbid_ids_size(), " ids", why, "[]");
+    }
+    if (g.repetition_penalty() != 1) {
+      Issue("generation.repetition_penalty", g.repetition_penalty(),
+            " with stage ppo: the penalty is for evaluation only; the trainer "
+            "takes log-probs of the policy itself, not of one whose logits "
+            "depend on the tokens before, so ratios and KL would be wrong "
+            "(docs/algorithms.md §10); set it to 1");
+    }
   }
 
   void CheckPpoBatch() {
@@ -435,6 +471,17 @@ class Checker {
         c_.pretrain().train().empty()) {
       Issue("ppo.ptx.train", "ptx.coef above 0 needs files here or in "
             "pretrain.train");
+    }
+  }
+
+  void CheckShards() {
+    const int32_t shards = c_.numerics().shards();
+    if ((shards & (shards - 1)) != 0) {
+      Issue("numerics.shards", shards, " is not a power of two");
+    } else if (c_.roles().learners() > shards) {
+      Issue("roles.learners", c_.roles().learners(),
+            " ranks are more than numerics.shards ", shards,
+            ", so some would have nothing to train on; raise numerics.shards");
     }
   }
 

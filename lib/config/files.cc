@@ -8,11 +8,15 @@ namespace {
 // Whether the run reads the path field `path`.
 bool IsRead(const cox::v1::RunConfig& config, std::string_view path) {
   if (path == "tokenizer.path") return config.tokenizer().kind() == "file";
+  if (path == "tokenizer.chat_template") return true;
   if (path == "tokenizer.files") return config.tokenizer().kind() == "train";
   if (path.starts_with("model.")) return true;
   if (path == "reward.path") {
-    return HasStage(config, "ppo") && (config.reward().kind() == "rm" ||
-                                       config.reward().kind() == "table");
+    const bool model = config.reward().kind() == "rm";
+    const bool reads = HasStage(config, "ppo") || HasStage(config, "eval");
+    return (reads && (model || config.reward().kind() == "table")) ||
+           (HasStage(config, "rft") && model &&
+            config.rft().select() == "reward");
   }
   if (path == "reward.lexicon") {
     return HasStage(config, "ppo") || HasStage(config, "eval") ||
@@ -27,9 +31,12 @@ bool IsRead(const cox::v1::RunConfig& config, std::string_view path) {
       config.rm().demonstrations().empty()) {
     return true;
   }
-  // Stage ppo measures the first of these that is set.
-  const bool measures =
-      HasStage(config, "ppo") && config.tokenizer().kind() != "none";
+  // These stages measure the first of the two that is set.
+  bool measures = false;
+  for (const char* stage : {"ppo", "rft", "dpo", "kto"}) {
+    measures |= HasStage(config, stage);
+  }
+  measures = measures && config.tokenizer().kind() != "none";
   if (path == "pretrain.heldout" && measures) return true;
   if (path == "sft.heldout" && measures &&
       config.pretrain().heldout().empty()) {

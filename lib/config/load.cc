@@ -12,6 +12,7 @@
 #include "lib/base/fs.h"
 #include "lib/config/config.h"
 #include "lib/config/files.h"
+#include "lib/config/profiles.h"
 #include "lib/config/schema.h"
 #include "lib/config/yaml_tree.h"
 
@@ -53,6 +54,12 @@ class Loader {
       return;
     }
     ApplySection(root, "", &config_);
+  }
+
+  // Settings below those of the file: they have no place in it.
+  void ApplyProfile(std::string_view yaml) {
+    ApplyText(yaml);
+    places_.clear();
   }
 
   void ApplyOverride(const std::string& text) {
@@ -325,10 +332,22 @@ absl::StatusOr<cox::v1::RunConfig> LoadConfig(const LoadOptions& options) {
                      kMaxFileBytes, " are read"));
   }
   COX_ASSIGN_OR_RETURN(const std::string base, BaseFolder(options.path));
-  Loader loader(options.path.empty() ? "config" : options.path);
-  loader.ApplyText(text);
-  for (const std::string& text_override : options.overrides) {
-    loader.ApplyOverride(text_override);
+  const std::string label = options.path.empty() ? "config" : options.path;
+  const auto load = [&](std::string_view profile) {
+    Loader loader(label);
+    loader.ApplyProfile(profile);
+    loader.ApplyText(text);
+    for (const std::string& text_override : options.overrides) {
+      loader.ApplyOverride(text_override);
+    }
+    return loader;
+  };
+  Loader loader = load("");
+  // Which profile lies below can only be known once everything was read.
+  if (const std::string_view profile =
+          config::ProfileYaml(loader.config().ppo().profile());
+      loader.ok() && !profile.empty()) {
+    loader = load(profile);
   }
   // What a broken file meant can only be guessed: check values afterwards.
   COX_RETURN_IF_ERROR(loader.status());

@@ -120,7 +120,16 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"generation.min_p=0.1"}, "generation.min_p", "§10"},
         Case{{"generation.min_new_tokens=1"},
              "generation.min_new_tokens",
-             "set it to 0"}));
+             "set it to 0"},
+        Case{{"generation.forbid_ids=[3]"},
+             "generation.forbid_ids",
+             "set it to []"},
+        Case{{"generation.repetition_penalty=1.2"},
+             "generation.repetition_penalty",
+             "for evaluation only"},
+        Case{{"generation.stop=['']"},
+             "generation.stop[0]",
+             "1 to 1024 bytes"}));
 
 INSTANTIATE_TEST_SUITE_P(
     PpoRules, CheckConfigRuleTest,
@@ -170,6 +179,120 @@ INSTANTIATE_TEST_SUITE_P(
              "needs files"},
         Case{{"limits.suspect_s=2"}, "limits.suspect_s", "must exceed"}));
 
+INSTANTIATE_TEST_SUITE_P(
+    AlgorithmRules, CheckConfigRuleTest,
+    ::testing::Values(
+        Case{{"stages=[sft,dpo]"}, "dpo.comparisons", "needs stage collect"},
+        Case{{"stages=[sft,kto]"}, "kto.train", "needs stage collect"},
+        Case{{"stages=[sft,rft]"}, "rft.comparisons", "needs stage collect"},
+        Case{{"stages=[sft,collect,rft]", "rft.select=reward"},
+             "rft.select",
+             "needs stage rm"},
+        Case{{"stages=[sft,dpo,collect]"}, "stages[2]", "before 'dpo'"},
+        Case{{"stages=[sft,collect,dpo]", "dpo.kind=ipo",
+              "dpo.label_smoothing=0.1"},
+             "dpo.label_smoothing",
+             "not to ipo"},
+        Case{{"stages=[sft,collect,dpo]", "dpo.label_smoothing=0.5"},
+             "dpo.label_smoothing",
+             "at most"},
+        Case{{"stages=[sft,collect,dpo]", "dpo.beta=0"},
+             "dpo.beta",
+             "at least"},
+        Case{{"stages=[sft,collect,kto]", "kto.lambda_desirable=0",
+              "kto.lambda_undesirable=0"},
+             "kto.lambda_desirable",
+             "nothing to learn"},
+        Case{{"ppo.kl_loss=k1"}, "ppo.kl_loss", "expectation 0"},
+        Case{{"ppo.is_low=0.5"}, "ppo.is_low", "not to auto"},
+        Case{{"ppo.is_mode=token_mask", "ppo.is_low=3"},
+             "ppo.is_low",
+             "exceeds ppo.is_high 2"},
+        Case{{"ppo.is_high=0"}, "ppo.is_high", "weight 0"},
+        Case{{"ppo.is_mode=token_mask", "ppo.loss=prob_diff"},
+             "ppo.is_mode",
+             "prob_diff"},
+        Case{{"ppo.prox=interpolate"}, "ppo.prox", "older versions"},
+        Case{{"ppo.prox=behaviour", "ppo.is_mode=seq_mask"},
+             "ppo.is_mode",
+             "weight proximal / behaviour is 1"},
+        Case{{"schedule.mode=fixed_lag", "ppo.off_policy_delta=0.5",
+              "ppo.is_mode=none"},
+             "ppo.off_policy_delta",
+             "unbounded"},
+        Case{{"ppo.dynamic_sampling=true"},
+             "ppo.dynamic_sampling",
+             "at least 2"},
+        Case{{"ppo.train_prompts=4"}, "ppo.train_prompts", "no effect"},
+        Case{{"ppo.dynamic_sampling=true", "ppo.samples_per_prompt=2",
+              "ppo.train_prompts=129"},
+             "ppo.train_prompts",
+             "exceeds ppo.prompts_per_step 128"},
+        Case{{"ppo.overlong_max=20"}, "ppo.overlong_max", "no effect"},
+        Case{{"ppo.overlong_cache=25"}, "ppo.overlong_cache", "exceeds the 24"},
+        Case{{"ppo.overlong_cache=4", "ppo.overlong_max=40"},
+             "ppo.overlong_max",
+             "begins after 36"},
+        Case{{"ppo.kl_min=0.01"}, "ppo.kl_min", "adaptive"},
+        Case{{"ppo.kl_control=adaptive", "ppo.kl_min=1"},
+             "ppo.kl_min",
+             "exceeds ppo.kl_coef"}));
+
+TEST(CheckConfigTest, AcceptsEveryAlgorithm) {
+  EXPECT_EQ(IssuesWith({"stages=[pretrain,sft,collect,rm,rft,dpo,kto,ppo,eval]",
+                        "rft.select=reward"}),
+            "");
+  EXPECT_EQ(IssuesWith({"stages=[sft,collect,kto,dpo,rft,eval]"}), "");
+  EXPECT_EQ(IssuesWith({"stages=[dpo]", "dpo.comparisons=[x]"}), "");
+  EXPECT_EQ(IssuesWith({"stages=[kto]", "kto.train=[x]"}), "");
+  EXPECT_EQ(IssuesWith({"schedule.mode=streaming", "ppo.prox=interpolate",
+                        "ppo.is_mode=geometric_mask", "ppo.is_low=0.5"}),
+            "");
+}
+
+TEST(CheckConfigTest, ProblemsHaveTheirPlaceInTheFile) {
+  LoadOptions options;
+  options.path = "/w/run.yaml";
+  options.yaml_text = absl::StrCat(kFull, "dpo:\n  beta: 0\n");
+  options.check_files = false;
+  EXPECT_EQ(LoadConfig(options).status().message(),
+            "/w/run.yaml:10:9: dpo.beta: must be at least 1e-06, is 0");
+}
+
+TEST(ProfileTest, LiesBelowWhatIsWritten) {
+  const auto load = [](std::vector<std::string> overrides) {
+    LoadOptions options;
+    options.yaml_text = absl::StrCat(
+        "ppo: {prompts: [d], unit_prompts: 64}\nstages: [ppo]\n"
+        "tokenizer: {files: [t]}\nreward: {path: r}\n"
+        "generation: {max_new_tokens: 9}\n");
+    options.overrides = std::move(overrides);
+    options.check_files = false;
+    const auto config = LoadConfig(options);
+    EXPECT_TRUE(config.ok()) << config.status();
+    return *config;
+  };
+  const cox::v1::RunConfig plain = load({});
+  EXPECT_EQ(plain.ppo().prompts_per_step(), 128);
+  const cox::v1::RunConfig lmhp = load({"ppo.profile=lmhp", "ppo.epochs=2"});
+  EXPECT_EQ(lmhp.ppo().prompts_per_step(), 512);
+  EXPECT_EQ(lmhp.ppo().unit_prompts(), 64);
+  EXPECT_EQ(lmhp.ppo().epochs(), 2);
+  EXPECT_EQ(lmhp.ppo().kl_control(), "adaptive");
+  EXPECT_EQ(lmhp.ppo().optimizer().kind(), "tf_adam");
+  EXPECT_EQ(lmhp.generation().temperature(), 0.7);
+  EXPECT_EQ(lmhp.generation().max_new_tokens(), 9);
+  EXPECT_EQ(load({"ppo.profile=instructgpt"}).ppo().minibatches(), 8);
+  EXPECT_EQ(load({"ppo.profile=tldr"}).ppo().optimizer().lr(), 3e-6);
+  // What `cox config show` prints says it all.
+  LoadOptions printed;
+  printed.yaml_text = PrintConfig(lmhp);
+  printed.check_files = false;
+  const auto again = LoadConfig(printed);
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(DiffConfigs(*again, lmhp).empty());
+}
+
 TEST(CheckConfigTest, ChecksIdsWithoutATokenizer) {
   const std::vector<std::string> ids = {"stages=[ppo]", "reward.kind=table",
                                         "reward.path=t", "tokenizer.kind=none",
@@ -188,6 +311,16 @@ TEST(CheckConfigTest, ChecksIdsWithoutATokenizer) {
               ::testing::HasSubstr("eos_ids[0]: must differ"));
 }
 
+TEST(CheckConfigTest, ShardsAreAPowerOfTwoAndEnoughForAllRanks) {
+  EXPECT_EQ(IssuesWith({"numerics.shards=4", "roles.learners=4"}), "");
+  EXPECT_EQ(IssuesWith({"numerics.shards=4", "roles.learners=3"}), "");
+  EXPECT_THAT(IssuesWith({"numerics.shards=6"}),
+              ::testing::HasSubstr("6 is not a power of two"));
+  EXPECT_THAT(IssuesWith({"roles.learners=4"}),
+              ::testing::HasSubstr("4 ranks are more than "
+                                   "numerics.shards 2"));
+}
+
 TEST(CheckConfigTest, LeavesTheShapeToAModelFolder) {
   EXPECT_EQ(IssuesWith({"model.init=m", "model.heads=3",
                         "generation.max_new_tokens=500"}),
@@ -201,7 +334,8 @@ TEST(CheckConfigTest, ChecksMessagesThatWereNotLoaded) {
   const absl::Status status = ValidateConfig(config);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(status.message(),
-            "ppo.loss: must be one of ppo, gspo, cispo, reinforce, is 'x'\n"
+            "ppo.loss: must be one of ppo, gspo, cispo, reinforce, prob_diff, "
+            "is 'x'\n"
             "ppo.epochs: must be at least 1, is 0");
   // Nothing set at all must not divide by zero.
   EXPECT_FALSE(ValidateConfig(cox::v1::RunConfig()).ok());

@@ -149,10 +149,10 @@ TEST(LoadConfigTest, ReportsRangesAndChoicesAtTheValue) {
             "/w/run.yaml:6:11: ppo.epochs: must be at least 1, is 0");
   EXPECT_EQ(ErrorOf(WithPpo("  loss: dpo\n")),
             "/w/run.yaml:6:9: ppo.loss: must be one of ppo, gspo, cispo, "
-            "reinforce, is 'dpo'");
+            "reinforce, prob_diff, is 'dpo'");
   EXPECT_EQ(ErrorOf("stages:\n  - pretrain\n  - dream\n"),
             "/w/run.yaml:3:5: stages[1]: must be one of pretrain, sft, "
-            "collect, rm, ppo, eval, is 'dream'");
+            "collect, rm, rft, dpo, kto, ppo, eval, is 'dream'");
 }
 
 TEST(LoadConfigTest, ReportsSyntaxErrorsWithTheirPosition) {
