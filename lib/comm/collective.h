@@ -22,7 +22,8 @@ class Collective {
   virtual ~Collective() = default;
   virtual int rank() const = 0;
   virtual int world_size() const = 0;
-  // In place. All ranks end with the same bits.
+  // In place. All ranks end with the same bits, those of TreeSum over the
+  // ranks' data in rank order (tree_sum.h).
   virtual absl::Status AllReduceSum(std::span<float> data) = 0;
   virtual absl::Status AllReduceSum(std::span<double> data) = 0;
   // From `root` to all, in place.

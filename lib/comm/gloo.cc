@@ -18,6 +18,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/sync.h"
 #include "lib/comm/collective.h"
+#include "lib/comm/tree_sum.h"
 
 namespace cox {
 namespace {
@@ -29,6 +30,8 @@ using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
 // transfer, and lets a call return at once after Abort(): an operation still
 // in flight then writes into memory of its own, never into the caller's.
 constexpr size_t kSegmentBytes = size_t{8} << 20;
+// Below this a sum costs its round trips, not its bytes.
+constexpr size_t kSmallBytes = size_t{64} << 10;
 // How long after the deadline Gloo may take to report its own timeout.
 constexpr absl::Duration kTimeoutSlack = absl::Milliseconds(500);
 
@@ -150,21 +153,14 @@ class GlooCollective : public Collective {
     }
     const MonoTime deadline = Clock::Real().Now() + options_.timeout;
     const size_t segment = std::max<size_t>(kSegmentBytes / world, 1);
+    std::vector<std::byte> gathered;
     for (size_t done = 0; done < in.size(); done += segment) {
       const auto part = in.subspan(done, std::min(segment, in.size() - done));
-      at::Tensor gathered;
-      COX_RETURN_IF_ERROR(Run("all-gather", deadline, [&] {
-        at::Tensor mine = CopyIn(part.data(), part.size(), at::kByte);
-        gathered = at::empty({static_cast<int64_t>(part.size() * world)},
-                             at::kByte);
-        c10d::AllgatherOptions gather;
-        gather.timeout = Left(deadline);
-        return group_->_allgather_base(gathered, mine, gather);
-      }));
-      const auto* bytes = static_cast<const std::byte*>(gathered.data_ptr());
+      gathered.resize(part.size() * world);
+      COX_RETURN_IF_ERROR(GatherSegment(part, gathered, deadline));
       for (size_t rank = 0; rank < world; ++rank) {
         std::memcpy(out.data() + rank * in.size() + done,
-                    bytes + rank * part.size(), part.size());
+                    gathered.data() + rank * part.size(), part.size());
       }
     }
     return absl::OkStatus();
@@ -194,8 +190,6 @@ class GlooCollective : public Collective {
     return tensor;
   }
 
-  // The sum of one element is computed by one rank and then distributed (ring),
-  // so all ranks get its bits.
   template <typename T>
   absl::Status AllReduce(std::span<T> data, at::ScalarType type) {
     const MonoTime deadline = Clock::Real().Now() + options_.timeout;
@@ -203,14 +197,90 @@ class GlooCollective : public Collective {
     for (size_t done = 0; done < data.size(); done += kSegment) {
       const auto part =
           data.subspan(done, std::min(kSegment, data.size() - done));
-      COX_RETURN_IF_ERROR(Run("all-reduce", deadline, [&] {
-        tensors_ = {CopyIn(part.data(), part.size(), type)};
-        c10d::AllreduceOptions reduce;
-        reduce.timeout = Left(deadline);
-        return group_->allreduce(tensors_, reduce);
-      }));
-      std::memcpy(part.data(), tensors_[0].data_ptr(), part.size_bytes());
+      if (options_.world_size <= 2) {
+        // Gloo's ring computes an element's sum on one rank and distributes
+        // it; of two terms there is only one order.
+        COX_RETURN_IF_ERROR(Run("all-reduce", deadline, [&] {
+          tensors_ = {CopyIn(part.data(), part.size(), type)};
+          c10d::AllreduceOptions reduce;
+          reduce.timeout = Left(deadline);
+          return group_->allreduce(tensors_, reduce);
+        }));
+        std::memcpy(part.data(), tensors_[0].data_ptr(), part.size_bytes());
+      } else if (part.size_bytes() <= kSmallBytes) {
+        COX_RETURN_IF_ERROR(ReduceSmall(part, deadline));
+      } else {
+        COX_RETURN_IF_ERROR(ReduceScattered(part, type, deadline));
+      }
     }
+    return absl::OkStatus();
+  }
+
+  // [world, block] -> the tree sum of its rows, in the first one.
+  template <typename T>
+  std::span<T> SumBlocks(T* blocks, size_t block) const {
+    std::vector<std::span<T>> parts;
+    for (int rank = 0; rank < options_.world_size; ++rank) {
+      parts.emplace_back(blocks + static_cast<size_t>(rank) * block, block);
+    }
+    TreeSum<T>(parts);
+    return parts[0];
+  }
+
+  // Everybody gets everything and adds it: one round.
+  template <typename T>
+  absl::Status ReduceSmall(std::span<T> part, MonoTime deadline) {
+    std::vector<T> all(part.size() * static_cast<size_t>(options_.world_size));
+    COX_RETURN_IF_ERROR(GatherSegment(std::as_bytes(part),
+                                      std::as_writable_bytes(std::span(all)),
+                                      deadline));
+    const std::span<T> sum = SumBlocks(all.data(), part.size());
+    std::copy(sum.begin(), sum.end(), part.begin());
+    return absl::OkStatus();
+  }
+
+  // Rank r gets block r of all, adds it, and everybody gathers the sums: the
+  // traffic of a ring in an order that is ours.
+  template <typename T>
+  absl::Status ReduceScattered(std::span<T> part, at::ScalarType type,
+                               MonoTime deadline) {
+    const auto world = static_cast<size_t>(options_.world_size);
+    const size_t block = (part.size() + world - 1) / world;
+    at::Tensor received;
+    COX_RETURN_IF_ERROR(Run("all-reduce", deadline, [&] {
+      const auto padded = static_cast<int64_t>(block * world);
+      at::Tensor sent = at::empty({padded}, type);
+      T* to = static_cast<T*>(sent.data_ptr());
+      std::fill(std::copy(part.begin(), part.end(), to), to + padded, T{0});
+      received = at::empty({padded}, type);
+      std::vector<int64_t> equal_splits;
+      c10d::AllToAllOptions exchange;
+      exchange.timeout = Left(deadline);
+      return group_->alltoall_base(received, sent, equal_splits, equal_splits,
+                                   exchange);
+    }));
+    const std::span<T> sum =
+        SumBlocks(static_cast<T*>(received.data_ptr()), block);
+    std::vector<T> all(block * world);
+    COX_RETURN_IF_ERROR(GatherSegment(std::as_bytes(sum),
+                                      std::as_writable_bytes(std::span(all)),
+                                      deadline));
+    std::copy_n(all.begin(), part.size(), part.begin());
+    return absl::OkStatus();
+  }
+
+  // `out` is [world, in.size()].
+  absl::Status GatherSegment(std::span<const std::byte> in,
+                             std::span<std::byte> out, MonoTime deadline) {
+    at::Tensor gathered;
+    COX_RETURN_IF_ERROR(Run("all-gather", deadline, [&] {
+      at::Tensor mine = CopyIn(in.data(), in.size(), at::kByte);
+      gathered = at::empty({static_cast<int64_t>(out.size())}, at::kByte);
+      c10d::AllgatherOptions gather;
+      gather.timeout = Left(deadline);
+      return group_->_allgather_base(gathered, mine, gather);
+    }));
+    std::memcpy(out.data(), gathered.data_ptr(), out.size());
     return absl::OkStatus();
   }
 

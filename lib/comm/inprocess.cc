@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "lib/base/sync.h"
+#include "lib/comm/tree_sum.h"
 
 namespace cox {
 namespace {
@@ -26,26 +27,24 @@ struct Contribution {
   }
 };
 
-// Sums in rank order: 0 + 1 + 2 + ...; every rank gets a copy of one result.
+// Sums in the order of TreeSum; every rank gets a copy of one result.
 template <typename T, typename Span>
-void SumInRankOrder(std::vector<Contribution>& all, Span span_of) {
-  std::vector<T> sum(span_of(all[0]).begin(), span_of(all[0]).end());
-  for (size_t rank = 1; rank < all.size(); ++rank) {
-    const std::span<T> data = span_of(all[rank]);
-    for (size_t i = 0; i < sum.size(); ++i) sum[i] += data[i];
-  }
-  for (Contribution& one : all) {
-    std::copy(sum.begin(), sum.end(), span_of(one).begin());
+void SumOfAll(std::vector<Contribution>& all, Span span_of) {
+  std::vector<std::span<T>> parts;
+  for (Contribution& one : all) parts.push_back(span_of(one));
+  TreeSum<T>(parts);
+  for (size_t rank = 1; rank < parts.size(); ++rank) {
+    std::copy(parts[0].begin(), parts[0].end(), parts[rank].begin());
   }
 }
 
 void Execute(std::vector<Contribution>& all) {
   switch (all[0].kind) {
     case Contribution::Kind::kSumFloat:
-      SumInRankOrder<float>(all, [](Contribution& c) { return c.floats; });
+      SumOfAll<float>(all, [](Contribution& c) { return c.floats; });
       return;
     case Contribution::Kind::kSumDouble:
-      SumInRankOrder<double>(all, [](Contribution& c) { return c.doubles; });
+      SumOfAll<double>(all, [](Contribution& c) { return c.doubles; });
       return;
     case Contribution::Kind::kBroadcast: {
       const size_t root = static_cast<size_t>(all[0].root);

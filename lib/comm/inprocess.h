@@ -8,7 +8,7 @@
 
 namespace cox {
 
-// Ranks as threads of one process, sums in rank order. For tests and cox-ops.
+// Ranks as threads of one process. For tests and cox-ops.
 std::vector<std::unique_ptr<Collective>> MakeInProcessGroup(
     int world_size, absl::Duration timeout = absl::Seconds(60));
 

@@ -42,7 +42,20 @@ TEST(SingleRankTest, EveryCallSucceedsAndChangesNothing) {
   EXPECT_THAT(comm->Barrier(), StatusIs(absl::StatusCode::kAborted));
 }
 
-TEST(InProcessTest, SumsInRankOrder) {
+TEST(InProcessTest, SumsNeighboursFirst) {
+  Ranks ranks = MakeInProcessGroup(4);
+  std::vector<std::vector<float>> results(4);
+  OnEveryRank(ranks, [&](Collective& comm) {
+    const float values[] = {1e8f, 0.0f, 4.0f, 4.0f};
+    std::vector<float> data = {values[comm.rank()]};
+    ASSERT_OK(comm.AllReduceSum(std::span<float>(data)));
+    results[static_cast<size_t>(comm.rank())] = data;
+  });
+  // Spacing of floats at 1e8 is 8: one by one the fours would be lost.
+  EXPECT_THAT(results, Each(ElementsAre(1e8f + 8.0f)));
+}
+
+TEST(InProcessTest, AddsTheOddRankLast) {
   Ranks ranks = MakeInProcessGroup(3);
   std::vector<std::vector<float>> results(3);
   std::vector<std::vector<double>> doubles(3);
