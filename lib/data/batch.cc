@@ -8,6 +8,11 @@
 namespace cox {
 namespace {
 
+struct PromptParts {
+  std::vector<int32_t> instruction_ids;
+  std::vector<int32_t> ids;
+};
+
 // Tokenises the parts of one row; every error names the row's place.
 class RowTokenizer {
  public:
@@ -56,11 +61,41 @@ class RowTokenizer {
     return text;
   }
 
-  absl::StatusOr<std::vector<int32_t>> Prompt(std::string_view text) const {
-    COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, Encode(text));
+  // Of the row, or of the text that its messages make.
+  absl::StatusOr<PromptParts> Prompt() const {
+    if (options_.decoder_start.has_value() && !row_.instruction.empty()) {
+      return InstructionAndContext(row_.instruction, row_.prompt);
+    }
+    return Prompt(PromptText(row_));
+  }
+
+  absl::StatusOr<PromptParts> Prompt(std::string_view text) const {
+    if (options_.decoder_start.has_value()) {
+      return InstructionAndContext(text, /*context=*/"");
+    }
+    PromptParts parts;
+    COX_ASSIGN_OR_RETURN(parts.ids, Encode(text));
     COX_RETURN_IF_ERROR(
-        CheckLength("prompt", ids.size(), options_.max_prompt_tokens));
-    return ids;
+        CheckLength("prompt", parts.ids.size(), options_.max_prompt_tokens));
+    return parts;
+  }
+
+  absl::StatusOr<PromptParts> InstructionAndContext(
+      std::string_view instruction, std::string_view context) const {
+    PromptParts parts;
+    COX_ASSIGN_OR_RETURN(parts.instruction_ids, Encode(instruction));
+    if (parts.instruction_ids.empty()) {
+      parts.instruction_ids = {*options_.decoder_start};
+    }
+    COX_RETURN_IF_ERROR(CheckLength("instruction",
+                                    parts.instruction_ids.size(),
+                                    options_.max_prompt_tokens));
+    COX_ASSIGN_OR_RETURN(parts.ids, Encode(context));
+    parts.ids.insert(parts.ids.begin(), *options_.decoder_start);
+    COX_RETURN_IF_ERROR(CheckLength("start token and context",
+                                    parts.ids.size(),
+                                    options_.max_prompt_tokens));
+    return parts;
   }
 
   absl::StatusOr<std::vector<int32_t>> Response(std::string_view name,
@@ -72,6 +107,16 @@ class RowTokenizer {
     }
     COX_RETURN_IF_ERROR(Limit(name, options_.max_response_tokens, ids));
     return ids;
+  }
+
+  // An example that holds the prompt only.
+  absl::StatusOr<SftExample> Begin(absl::StatusOr<PromptParts> prompt) const {
+    COX_RETURN_IF_ERROR(prompt.status());
+    SftExample example;
+    example.instruction_ids = std::move(prompt->instruction_ids);
+    example.ids = std::move(prompt->ids);
+    example.prompt_length = static_cast<int64_t>(example.ids.size());
+    return example;
   }
 
   void AppendEnd(std::vector<int32_t>& ids) const {
@@ -129,15 +174,19 @@ absl::StatusOr<SftExample> SftFromMessages(const RowTokenizer& part,
         "the chat template writes a conversation that does not start with its "
         "own generation prompt");
   }
-  SftExample example;
-  COX_ASSIGN_OR_RETURN(example.ids, part.Encode(prompt));
-  example.prompt_length = static_cast<int64_t>(example.ids.size());
+  COX_ASSIGN_OR_RETURN(SftExample example, part.Begin(part.Prompt(prompt)));
   COX_ASSIGN_OR_RETURN(
       const std::vector<int32_t> answer,
       part.Encode(std::string_view(whole).substr(prompt.size())));
   example.ids.insert(example.ids.end(), answer.begin(), answer.end());
-  if (std::ranges::find(answer, end_id) == answer.end()) {
+  // Templates write a line break after the end token, which no model is to
+  // write: an answer ends with its end token.
+  const auto end = std::ranges::find(answer.rbegin(), answer.rend(), end_id);
+  if (end == answer.rend()) {
     part.AppendEnd(example.ids);
+  } else {
+    example.ids.resize(example.ids.size() -
+                       static_cast<size_t>(end - answer.rbegin()));
   }
   COX_RETURN_IF_ERROR(
       part.CheckLength("prompt", static_cast<size_t>(example.prompt_length),
@@ -152,17 +201,23 @@ absl::StatusOr<SftExample> SftFromRow(const RowTokenizer& part, const Row& row,
   SftExample example;
   switch (row.kind) {
     case RowKind::kCompletion: {
-      COX_ASSIGN_OR_RETURN(example.ids, part.Prompt(row.prompt));
-      example.prompt_length = static_cast<int64_t>(example.ids.size());
+      COX_ASSIGN_OR_RETURN(example, part.Begin(part.Prompt()));
       COX_ASSIGN_OR_RETURN(const std::vector<int32_t> rest,
                            part.Response("completion", row.completion));
       example.ids.insert(example.ids.end(), rest.begin(), rest.end());
+      COX_RETURN_IF_ERROR(
+          part.Limit("sequence", part.max_total(), example.ids));
       return example;
     }
     case RowKind::kMessages:
       return SftFromMessages(part, row, options.end_id);
     case RowKind::kText: {
-      COX_ASSIGN_OR_RETURN(example.ids, part.Encode(row.text));
+      std::vector<int32_t> text;
+      COX_ASSIGN_OR_RETURN(text, part.Encode(row.text));
+      if (options.decoder_start.has_value()) {
+        COX_ASSIGN_OR_RETURN(example, part.Begin(part.Prompt("")));
+      }
+      example.ids.insert(example.ids.end(), text.begin(), text.end());
       part.AppendEnd(example.ids);
       COX_RETURN_IF_ERROR(part.Limit("text", part.max_total(), example.ids));
       return example;
@@ -183,7 +238,9 @@ absl::StatusOr<RankedExample> RankedFromRow(const RowTokenizer& part,
   } else if (row.kind != RowKind::kRanking) {
     return part.WrongKind("pair or ranking");
   }
-  COX_ASSIGN_OR_RETURN(example.prompt_ids, part.Prompt(row.prompt));
+  COX_ASSIGN_OR_RETURN(PromptParts prompt, part.Prompt());
+  example.prompt_ids = std::move(prompt.ids);
+  example.instruction_ids = std::move(prompt.instruction_ids);
   for (size_t i = 0; i < responses.size(); ++i) {
     COX_ASSIGN_OR_RETURN(
         std::vector<int32_t> ids,
@@ -208,9 +265,13 @@ absl::StatusOr<PromptExample> PromptFromRow(const RowTokenizer& part,
       break;
     }
     default:
-      example.text = row.prompt;
+      example.text = PromptText(row);
   }
-  COX_ASSIGN_OR_RETURN(example.ids, part.Prompt(example.text));
+  COX_ASSIGN_OR_RETURN(PromptParts prompt, row.kind == RowKind::kMessages
+                                               ? part.Prompt(example.text)
+                                               : part.Prompt());
+  example.ids = std::move(prompt.ids);
+  example.instruction_ids = std::move(prompt.instruction_ids);
   if (example.ids.empty()) {
     return part.Error("prompt has no tokens");
   }
@@ -220,7 +281,8 @@ absl::StatusOr<PromptExample> PromptFromRow(const RowTokenizer& part,
 absl::StatusOr<PromptExample> PromptFromIds(const Dataset& dataset,
                                             const Row& row,
                                             const Tokenizer* tokenizer,
-                                            int64_t most) {
+                                            const TokenizeOptions& options) {
+  const int64_t most = options.max_prompt_tokens;
   const std::string where = absl::StrCat(", at ", dataset.Where(row));
   if (static_cast<int64_t>(row.prompt_ids.size()) > most) {
     return absl::InvalidArgumentError(
@@ -236,7 +298,12 @@ absl::StatusOr<PromptExample> PromptFromIds(const Dataset& dataset,
     }
   }
   PromptExample example;
-  example.ids = row.prompt_ids;
+  if (options.decoder_start.has_value()) {
+    example.instruction_ids = row.prompt_ids;
+    example.ids = {*options.decoder_start};
+  } else {
+    example.ids = row.prompt_ids;
+  }
   return example;
 }
 
@@ -254,6 +321,18 @@ absl::Status TokenizeOptions::Validate() const {
   return absl::OkStatus();
 }
 
+TokenizeOptions SftTokenizeOptions(int64_t sequence_length, int32_t end_id,
+                                   std::optional<int32_t> decoder_start) {
+  TokenizeOptions options;
+  options.max_prompt_tokens = sequence_length - 1;
+  options.max_response_tokens = sequence_length;
+  options.max_total_tokens = sequence_length;
+  options.end_id = end_id;
+  options.truncate_responses = !decoder_start.has_value();
+  options.decoder_start = decoder_start;
+  return options;
+}
+
 absl::StatusOr<std::vector<PromptExample>> TokenizePrompts(
     const Dataset& dataset, const Tokenizer* tokenizer,
     const TokenizeOptions& options) {
@@ -262,8 +341,7 @@ absl::StatusOr<std::vector<PromptExample>> TokenizePrompts(
   for (const Row& row : dataset.rows) {
     absl::StatusOr<PromptExample> example;
     if (row.kind == RowKind::kPromptIds) {
-      example =
-          PromptFromIds(dataset, row, tokenizer, options.max_prompt_tokens);
+      example = PromptFromIds(dataset, row, tokenizer, options);
     } else if (tokenizer == nullptr) {
       return absl::InvalidArgumentError(
           absl::StrCat("a tokenizer is needed for a prompt as text, at ",
@@ -305,6 +383,7 @@ absl::StatusOr<std::vector<PairExample>> TokenizePairs(
     }
     const size_t best = ranked.ranks[0] < ranked.ranks[1] ? 0 : 1;
     examples.push_back({std::move(ranked.prompt_ids),
+                        std::move(ranked.instruction_ids),
                         std::move(ranked.response_ids[best]),
                         std::move(ranked.response_ids[1 - best])});
   }
@@ -333,7 +412,7 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> TokenizeTexts(
     if (row.kind != RowKind::kText && row.kind != RowKind::kCompletion) {
       return part.WrongKind("text or completion");
     }
-    const std::string text = row.text + row.prompt + row.completion;
+    const std::string text = row.text + PromptText(row) + row.completion;
     COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, part.Encode(text));
     documents.push_back(std::move(ids));
   }

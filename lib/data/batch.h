@@ -16,10 +16,18 @@
 
 namespace cox {
 
+// How a prompt reaches a model. Decoders: `ids` are the tokens of
+// PromptText(row). Encoder-decoders (TokenizeOptions::decoder_start): the
+// encoder reads `instruction_ids`, which are the row's instruction, or its
+// whole prompt when it has none, or the start token alone (the empty
+// instruction); the decoder reads `ids`, the start token and the context. With
+// other models instruction_ids are empty.
+
 // A prompt with its number, which keys the sampling (lib/base/rng.h).
 struct PromptExample {
   uint64_t prompt_id = 0;  // row index in the dataset
   std::vector<int32_t> ids;
+  std::vector<int32_t> instruction_ids;
   std::string text;  // empty for prompt_ids rows
 };
 
@@ -27,35 +35,48 @@ struct PromptExample {
 struct SftExample {
   std::vector<int32_t> ids;
   int64_t prompt_length = 0;
+  std::vector<int32_t> instruction_ids = {};
 };
 
 struct PairExample {
   std::vector<int32_t> prompt_ids;
+  std::vector<int32_t> instruction_ids;
   std::vector<int32_t> chosen_ids;
   std::vector<int32_t> rejected_ids;
 };
 
 struct RankedExample {
   std::vector<int32_t> prompt_ids;
+  std::vector<int32_t> instruction_ids;
   std::vector<std::vector<int32_t>> response_ids;
   std::vector<int32_t> ranks;  // per response; 1 = best, ties allowed
 };
 
 struct TokenizeOptions {
+  // Encoder-decoders: of the instruction, and of the start token with the
+  // context.
   int64_t max_prompt_tokens = 64;
   int64_t max_response_tokens = 64;  // with the end token
-  // For text rows and messages; 0 means max_prompt + max_response.
+  // Prompt and answer, text rows, messages; 0 means max_prompt + max_response.
   int64_t max_total_tokens = 0;
   // Appended to completions and responses, unless negative.
   int32_t end_id = -1;
   // Cut responses, completions and texts that are too long (losing the end
   // token) instead of failing. Prompts are never cut.
   bool truncate_responses = false;
+  // The decoder's first token (ModelConfig::DecoderStart); set for
+  // encoder-decoder models only.
+  std::optional<int32_t> decoder_start;
   // For messages rows; without a template they are an error.
   std::optional<ChatTemplateOptions> chat;
 
   absl::Status Validate() const;
 };
+
+// Of stage sft: `sequence_length` bounds each stack. Encoder-decoders lose no
+// answer token (docs/algorithms.md §13); for decoders what is too long is cut.
+TokenizeOptions SftTokenizeOptions(int64_t sequence_length, int32_t end_id,
+                                   std::optional<int32_t> decoder_start);
 
 // All of these: INVALID_ARGUMENT when the row kind does not fit or a length is
 // exceeded ("prompt too long: 130 tokens, at most 64, at file:line"). Ids of
@@ -69,8 +90,8 @@ absl::StatusOr<std::vector<PromptExample>> TokenizePrompts(
     const TokenizeOptions& options);
 
 // Rows: completion, messages (loss on the last one, which must be the
-// assistant's; the end token is appended unless the template wrote it), text
-// (prompt_length 0).
+// assistant's; the end token is appended unless the template wrote it, and what
+// the template writes after it is dropped), text (prompt_length 0).
 absl::StatusOr<std::vector<SftExample>> TokenizeSft(
     const Dataset& dataset, const Tokenizer& tokenizer,
     const TokenizeOptions& options);

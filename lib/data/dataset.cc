@@ -139,14 +139,17 @@ absl::StatusOr<std::vector<int32_t>> GetInts(const Json& object,
   return values;
 }
 
+// "prompt" in `allowed` stands for "instruction" and "context" too.
 absl::Status CheckKeys(const Json& object,
                        std::initializer_list<std::string_view> allowed) {
   constexpr std::array<std::string_view, 3> kIgnored = {"id", "source", "meta"};
   for (const auto& item : object.items()) {
     const std::string& key = item.key();
     const auto is_key = [&key](std::string_view name) { return name == key; };
+    const bool prompt = key == "instruction" || key == "context";
     if (!std::ranges::any_of(allowed, is_key) &&
-        !std::ranges::any_of(kIgnored, is_key)) {
+        !std::ranges::any_of(kIgnored, is_key) &&
+        !(prompt && std::ranges::find(allowed, "prompt") != allowed.end())) {
       std::string names;
       for (const std::string_view name : allowed) {
         absl::StrAppend(&names, names.empty() ? "'" : ", '", std::string(name),
@@ -177,8 +180,28 @@ absl::Status ReadMessages(const Json& object, Row& row) {
   return absl::OkStatus();
 }
 
+// "prompt", or "instruction" with an optional "context".
+absl::Status ReadPrompt(const Json& object, Row& row) {
+  if (!object.contains("instruction")) {
+    if (object.contains("context")) {
+      return Expected("'context' beside an 'instruction'", "none");
+    }
+    COX_ASSIGN_OR_RETURN(row.prompt, GetString(object, "prompt", false));
+    return absl::OkStatus();
+  }
+  if (object.contains("prompt")) {
+    return Expected("'prompt' or 'instruction'", "both");
+  }
+  COX_ASSIGN_OR_RETURN(row.instruction,
+                       GetString(object, "instruction", false));
+  if (object.contains("context")) {
+    COX_ASSIGN_OR_RETURN(row.prompt, GetString(object, "context", true));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadRanking(const Json& object, Row& row) {
-  COX_ASSIGN_OR_RETURN(row.prompt, GetString(object, "prompt", false));
+  COX_RETURN_IF_ERROR(ReadPrompt(object, row));
   const Json responses = object.value("responses", Json());
   if (!responses.is_array() || responses.size() < 2) {
     return Expected("a list of at least 2 'responses'",
@@ -208,7 +231,9 @@ absl::Status ReadRanking(const Json& object, Row& row) {
 }
 
 absl::Status ReadPair(const Json& object, Row& row) {
-  if (object.contains("prompt")) {
+  if (object.contains("instruction") || object.contains("context")) {
+    COX_RETURN_IF_ERROR(ReadPrompt(object, row));
+  } else if (object.contains("prompt")) {
     COX_ASSIGN_OR_RETURN(row.prompt, GetString(object, "prompt", true));
   }
   COX_ASSIGN_OR_RETURN(row.chosen, GetString(object, "chosen", false));
@@ -241,15 +266,16 @@ absl::Status ReadRow(const Json& object, Row& row) {
   } else if (object.contains("completion")) {
     row.kind = RowKind::kCompletion;
     COX_RETURN_IF_ERROR(CheckKeys(object, {"prompt", "completion"}));
-    COX_ASSIGN_OR_RETURN(row.prompt, GetString(object, "prompt", false));
+    COX_RETURN_IF_ERROR(ReadPrompt(object, row));
     COX_ASSIGN_OR_RETURN(row.completion, GetString(object, "completion", true));
-  } else if (object.contains("prompt")) {
+  } else if (object.contains("prompt") || object.contains("instruction")) {
     row.kind = RowKind::kPrompt;
     COX_RETURN_IF_ERROR(CheckKeys(object, {"prompt"}));
-    COX_ASSIGN_OR_RETURN(row.prompt, GetString(object, "prompt", false));
+    COX_RETURN_IF_ERROR(ReadPrompt(object, row));
   } else {
     return Expected(
-        "'text', 'prompt', 'prompt_ids', 'messages', 'chosen' or 'responses'",
+        "'text', 'prompt', 'instruction', 'prompt_ids', 'messages', 'chosen' "
+        "or 'responses'",
         "none of these keys");
   }
   return absl::OkStatus();
@@ -266,7 +292,7 @@ absl::Status Fit(RowKind expected, Row& row) {
     return absl::OkStatus();
   }
   if (expected == RowKind::kPrompt && HasPrompt(row.kind)) {
-    if (row.prompt.empty()) {
+    if (row.prompt.empty() && row.instruction.empty()) {
       return Expected("a row with a prompt", "an empty or no prompt");
     }
     row.kind = RowKind::kPrompt;
@@ -425,6 +451,12 @@ std::string_view RowKindName(RowKind kind) {
       return "ranking";
   }
   return "unknown";
+}
+
+std::string PromptText(const Row& row) {
+  return row.instruction.empty()
+             ? row.prompt
+             : absl::StrCat(row.instruction, "\n", row.prompt);
 }
 
 std::string Dataset::Where(const Row& row) const {

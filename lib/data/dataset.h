@@ -26,6 +26,8 @@ enum class RowKind {
   kPair,        // {"prompt": s (optional), "chosen": s, "rejected": s}
   kRanking,     // {"prompt": s, "responses": [s, ...], "ranking": [ints]}
 };
+// Wherever a row has "prompt", {"instruction": s, "context": s (optional)} may
+// stand in its place: the task, and what it is about.
 
 std::string_view RowKindName(RowKind kind);  // "text", "pair", ...
 
@@ -35,7 +37,8 @@ struct Row {
   int32_t file = 0;  // index into Dataset::paths
   int64_t line = 0;  // from 1; in a text file the paragraph's first line
   std::string text;
-  std::string prompt;
+  std::string instruction;  // empty: the row has "prompt"
+  std::string prompt;       // beside an instruction: its context, maybe empty
   std::string completion;
   std::vector<int32_t> prompt_ids;
   std::vector<ChatMessage> messages;
@@ -44,6 +47,9 @@ struct Row {
   std::vector<std::string> responses;  // at least 2
   std::vector<int32_t> ranking;        // per response; 1 = best, ties allowed
 };
+
+// The prompt as one text: "instruction\ncontext", or the plain prompt.
+std::string PromptText(const Row& row);
 
 // Rows of one kind, in the order of the files and of their lines.
 struct Dataset {

@@ -17,7 +17,8 @@
 namespace cox {
 
 enum class FinishReason : uint8_t {
-  kStop = 0,    // a stop token, which is the last of response_ids
+  kStop = 0,    // a stop token, or the token that completes a stop string,
+                // which is the last of response_ids
   kLength = 1,  // max_new_tokens
   kAbort = 2,   // given up: never trained on
 };

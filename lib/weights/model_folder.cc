@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_join.h"
 #include "lib/weights/convert.h"
+#include "lib/weights/gguf_model.h"
 #include "nlohmann/json.hpp"
 
 namespace cox {
@@ -14,6 +15,7 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr char kSingleFile[] = "model.safetensors";
+constexpr char kTokenizerFile[] = "tokenizer.json";
 constexpr char kIndexFile[] = "model.safetensors.index.json";
 // Larger than any real file of its kind; read before memory is taken.
 constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
@@ -35,6 +37,17 @@ absl::StatusOr<std::optional<std::string>> ReadIfPresent(
   if (!fs.Exists(path)) return std::nullopt;
   COX_ASSIGN_OR_RETURN(std::string text, ReadBounded(fs, path, max_bytes));
   return std::optional<std::string>(std::move(text));
+}
+
+// Newer folders keep the template in a file of its own, which counts.
+void SetChatTemplate(const std::string& chat,
+                     std::optional<std::string>& tokenizer_config) {
+  Json json = Json::parse(tokenizer_config.value_or("{}"), /*cb=*/nullptr,
+                          /*allow_exceptions=*/false);
+  if (!json.is_object()) return;  // its reader will say so
+  json["chat_template"] = chat;
+  tokenizer_config = json.dump(2, ' ', false, Json::error_handler_t::replace) +
+                     "\n";
 }
 
 // A read beyond the end means the file changed or its size was wrong.
@@ -169,21 +182,46 @@ absl::StatusOr<TensorIndex> IndexByPlainName(const ModelFolder& folder) {
 
 }  // namespace
 
-absl::StatusOr<ModelFolder> ReadModelFolder(Fs& fs, const std::string& dir) {
+absl::StatusOr<ModelFolder> ReadModelTexts(Fs& fs, const std::string& dir) {
+  if (IsGgufPath(dir)) return ReadGgufTexts(fs, dir);
   ModelFolder folder;
   COX_ASSIGN_OR_RETURN(
       folder.config_json,
       ReadBounded(fs, JoinPath(dir, "config.json"), kMaxConfigBytes));
   COX_ASSIGN_OR_RETURN(folder.tokenizer_json,
-                       ReadIfPresent(fs, JoinPath(dir, "tokenizer.json"),
+                       ReadIfPresent(fs, JoinPath(dir, kTokenizerFile),
                                      kMaxTokenizerBytes));
   COX_ASSIGN_OR_RETURN(folder.tokenizer_config_json,
                        ReadIfPresent(fs, JoinPath(dir, "tokenizer_config.json"),
                                      kMaxConfigBytes));
   COX_ASSIGN_OR_RETURN(
+      const std::optional<std::string> chat,
+      ReadIfPresent(fs, JoinPath(dir, "chat_template.jinja"),
+                    kMaxConfigBytes));
+  if (chat.has_value()) {
+    SetChatTemplate(*chat, folder.tokenizer_config_json);
+  }
+  COX_ASSIGN_OR_RETURN(
       folder.generation_config_json,
       ReadIfPresent(fs, JoinPath(dir, "generation_config.json"),
                     kMaxConfigBytes));
+  return folder;
+}
+
+absl::StatusOr<std::string> ReadTokenizerJson(Fs& fs,
+                                              const std::string& path) {
+  if (IsGgufPath(path)) {
+    COX_ASSIGN_OR_RETURN(ModelFolder folder, ReadGgufTexts(fs, path));
+    return *std::move(folder.tokenizer_json);
+  }
+  const std::string inside = JoinPath(path, kTokenizerFile);
+  return ReadBounded(fs, fs.Exists(inside) ? inside : path,
+                     kMaxTokenizerBytes);
+}
+
+absl::StatusOr<ModelFolder> ReadModelFolder(Fs& fs, const std::string& dir) {
+  if (IsGgufPath(dir)) return ReadGgufModel(fs, dir);
+  COX_ASSIGN_OR_RETURN(ModelFolder folder, ReadModelTexts(fs, dir));
   const std::string single = JoinPath(dir, kSingleFile);
   if (fs.Exists(single)) {
     COX_RETURN_IF_ERROR(ReadSafetensorsFile(fs, single, folder).status());

@@ -2,9 +2,10 @@
 #define COX_LIB_WEIGHTS_MODEL_FOLDER_H_
 
 // Hugging Face model folders: config.json, model.safetensors (or shards with
-// model.safetensors.index.json), tokenizer.json, tokenizer_config.json,
-// generation_config.json. Nothing is unpickled; every size is bounded before
-// memory is taken.
+// model.safetensors.index.json), tokenizer.json, tokenizer_config.json (with
+// chat_template.jinja), generation_config.json. A path that ends in .gguf is
+// read as such a file (lib/weights/gguf_model.h) into the same form. Nothing is
+// unpickled; every size is bounded before memory is taken.
 
 #include <cstdint>
 #include <map>
@@ -37,6 +38,12 @@ struct ModelFolder {
 // NOT_FOUND / DATA_LOSS / FAILED_PRECONDITION with file and tensor. Shard
 // names may not leave the folder.
 absl::StatusOr<ModelFolder> ReadModelFolder(Fs& fs, const std::string& dir);
+
+// The same without tensors, whose data is not read. A folder need not have any.
+absl::StatusOr<ModelFolder> ReadModelTexts(Fs& fs, const std::string& dir);
+
+// tokenizer.json's text from such a file itself, a model folder or a GGUF file.
+absl::StatusOr<std::string> ReadTokenizerJson(Fs& fs, const std::string& path);
 
 // Fills `layout`'s tensors (float32) from a folder: converts dtypes, accepts
 // names with or without the family's prefix, ignores GPT-2's mask buffers and

@@ -42,6 +42,21 @@ std::vector<std::string> HashTensors(const Manifest& manifest,
   return hashes;
 }
 
+absl::Status CheckTensors(const Manifest& manifest,
+                          const std::string& content_hash,
+                          std::span<const std::byte> arena) {
+  const std::vector<std::string> hashes = HashTensors(manifest, arena);
+  for (size_t i = 0; i < hashes.size(); ++i) {
+    const TensorInfo& tensor = manifest.tensors[i];
+    if (hashes[i] != tensor.sha256) {
+      return absl::DataLossError(absl::StrCat(
+          "version ", content_hash, ": tensor '", tensor.name,
+          "': expected sha256 ", tensor.sha256, ", found ", hashes[i]));
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 Arena::Arena(uint64_t bytes) : data_(nullptr), size_(bytes) {
@@ -95,6 +110,11 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> MakeSnapshot(
   snapshot->content_hash = snapshot->manifest.ContentHash();
   snapshot->arena = std::move(arena);
   return snapshot;
+}
+
+absl::Status VerifySnapshot(const Snapshot& snapshot) {
+  return CheckTensors(snapshot.manifest, snapshot.content_hash,
+                      snapshot.arena->bytes());
 }
 
 absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotFromFloats(
@@ -180,16 +200,12 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotAssembler::Finish() {
         absl::StrCat("version ", content_hash_, ": ", received_, " of ",
                      manifest_.arena_bytes, " bytes received"));
   }
-  const std::vector<std::string> hashes =
-      HashTensors(manifest_, arena_->bytes());
-  for (size_t i = 0; i < hashes.size(); ++i) {
-    const TensorInfo& tensor = manifest_.tensors[i];
-    if (hashes[i] == tensor.sha256) continue;
+  const absl::Status checked =
+      CheckTensors(manifest_, content_hash_, arena_->bytes());
+  if (!checked.ok()) {
     ranges_.clear();
     received_ = 0;
-    return absl::DataLossError(absl::StrCat(
-        "version ", content_hash_, ": tensor '", tensor.name,
-        "': expected sha256 ", tensor.sha256, ", found ", hashes[i]));
+    return checked;
   }
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->manifest = manifest_;

@@ -56,6 +56,10 @@ struct Snapshot {
 absl::StatusOr<std::shared_ptr<const Snapshot>> MakeSnapshot(
     Manifest layout, std::shared_ptr<const Arena> arena);
 
+// Hashes the arena again, as it is in memory now. DATA_LOSS names the first
+// tensor that is not what the manifest says.
+absl::Status VerifySnapshot(const Snapshot& snapshot);
+
 // Copies `parameters` (arena_bytes / 4 floats) and hashes.
 absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotFromFloats(
     const Manifest& layout, std::span<const float> parameters);

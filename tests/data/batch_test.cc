@@ -142,6 +142,22 @@ TEST(TokenizeSftTest, MessagesTrainOnTheLastAnswer) {
   EXPECT_EQ(prompts[0].text, "u:q;a:");
 }
 
+TEST(TokenizeSftTest, MessagesEndWithTheirEndToken) {
+  const Dataset dataset =
+      MakeDataset({R"({"messages": [{"role": "user", "content": "q"},)"
+                   R"( {"role": "assistant", "content": "yes"}]})"});
+  TokenizeOptions options = Options(64, 64);
+  options.chat = ChatTemplateOptions();
+  options.chat->template_text =
+      "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};\n{% endfor %}"
+      "{% if add_generation_prompt %}a:{% endif %}";
+  options.end_id = Ids(";")[0];
+  ASSERT_OK_AND_ASSIGN(const std::vector<SftExample> examples,
+                       TokenizeSft(dataset, Bytes(), options));
+  EXPECT_EQ(examples[0].ids, Ids("u:q;\na:yes;"));
+  EXPECT_EQ(examples[0].prompt_length, 7);  // u:q;\na:
+}
+
 TEST(TokenizePairsTest, TakesPairsAndRankingsOfTwo) {
   const Dataset dataset = MakeDataset(
       {R"({"prompt": "p", "chosen": "good", "rejected": "bad"})",
@@ -187,6 +203,80 @@ TEST(TokenizeTest, WrongKindsAreErrors) {
       StatusIs(kInvalid));
   EXPECT_THAT(TokenizePrompts(text, &Bytes(), Options(0, 8)),
               StatusIs(kInvalid));
+}
+
+// What an encoder-decoder gets: the instruction, and start token with context.
+class EncoderDecoderRowsTest : public ::testing::Test {
+ protected:
+  static constexpr int32_t kStart = 255;
+  static TokenizeOptions EncdecOptions(int64_t length) {
+    return SftTokenizeOptions(length, kEnd, kStart);
+  }
+};
+
+TEST_F(EncoderDecoderRowsTest, PromptsSplitIntoInstructionAndContext) {
+  const Dataset dataset =
+      MakeDataset({R"({"instruction": "do", "context": "it"})",
+                   R"({"instruction": "go"})", R"({"prompt": "say"})"});
+  ASSERT_OK_AND_ASSIGN(const std::vector<PromptExample> prompts,
+                       TokenizePrompts(dataset, &Bytes(), EncdecOptions(8)));
+  EXPECT_EQ(prompts[0].instruction_ids, Ids("do"));
+  EXPECT_EQ(prompts[0].ids, Concat({kStart}, Ids("it")));
+  EXPECT_EQ(prompts[0].text, "do\nit");
+  EXPECT_EQ(prompts[1].instruction_ids, Ids("go"));
+  EXPECT_THAT(prompts[1].ids, ElementsAre(kStart));
+  EXPECT_EQ(prompts[2].instruction_ids, Ids("say"));
+  EXPECT_THAT(prompts[2].ids, ElementsAre(kStart));
+  // Other models read one prompt.
+  ASSERT_OK_AND_ASSIGN(const std::vector<PromptExample> plain,
+                       TokenizePrompts(dataset, &Bytes(), Options(8, 8)));
+  EXPECT_EQ(plain[0].ids, Ids("do\nit"));
+  EXPECT_THAT(plain[0].instruction_ids, SizeIs(0));
+}
+
+TEST_F(EncoderDecoderRowsTest, OnlyTheAnswerAndItsEndAreTargets) {
+  const Dataset dataset = MakeDataset(
+      {R"({"instruction": "do", "context": "it", "completion": "ok"})",
+       R"({"prompt": "do", "completion": "ok"})"});
+  ASSERT_OK_AND_ASSIGN(const std::vector<SftExample> rows,
+                       TokenizeSft(dataset, Bytes(), EncdecOptions(6)));
+  EXPECT_EQ(rows[0].instruction_ids, Ids("do"));
+  EXPECT_EQ(rows[0].ids,
+            Concat(Concat({kStart}, Ids("itok")), {kEnd}));
+  EXPECT_EQ(rows[0].prompt_length, 3);
+  EXPECT_EQ(rows[1].instruction_ids, Ids("do"));
+  EXPECT_EQ(rows[1].ids, Concat(Concat({kStart}, Ids("ok")), {kEnd}));
+  EXPECT_EQ(rows[1].prompt_length, 1);
+}
+
+TEST_F(EncoderDecoderRowsTest, TextHasTheEmptyInstruction) {
+  ASSERT_OK_AND_ASSIGN(const std::vector<SftExample> rows,
+                       TokenizeSft(MakeDataset({R"({"text": "ab"})"}), Bytes(),
+                                   EncdecOptions(6)));
+  EXPECT_THAT(rows[0].instruction_ids, ElementsAre(kStart));
+  EXPECT_EQ(rows[0].ids, Concat(Concat({kStart}, Ids("ab")), {kEnd}));
+  EXPECT_EQ(rows[0].prompt_length, 1);
+}
+
+TEST_F(EncoderDecoderRowsTest, WhatIsTooLongIsAnErrorWithItsPlace) {
+  const auto sft = [](const std::string& row) {
+    return TokenizeSft(MakeDataset({R"({"prompt": "a", "completion": "b"})",
+                                    row}),
+                       Bytes(), EncdecOptions(6))
+        .status();
+  };
+  EXPECT_THAT(sft(R"({"instruction": "abcdef", "completion": "b"})"),
+              StatusIs(kInvalid, HasSubstr("instruction too long: 6 tokens, at "
+                                           "most 5, at data.jsonl:2")));
+  EXPECT_THAT(sft(R"({"instruction": "a", "context": "bcdef",)"
+                  R"( "completion": "b"})"),
+              StatusIs(kInvalid, HasSubstr("context too long: 6 tokens, at "
+                                           "most 5, at data.jsonl:2")));
+  // The answer is not cut.
+  EXPECT_THAT(sft(R"({"instruction": "a", "context": "bc",)"
+                  R"( "completion": "def"})"),
+              StatusIs(kInvalid, HasSubstr("sequence too long: 7 tokens, at "
+                                           "most 6, at data.jsonl:2")));
 }
 
 TEST(TokenizeTextsTest, JoinsPromptAndCompletion) {

@@ -41,6 +41,23 @@ TEST(ParseRowTest, KeepsTheValues) {
   EXPECT_THAT(row.ranking, ElementsAre(2, 1, 2));
 }
 
+TEST(ParseRowTest, AnInstructionWithItsContextStandsForThePrompt) {
+  ASSERT_OK_AND_ASSIGN(
+      Row row, ParseRow(R"({"instruction": "i", "completion": "c"})"));
+  EXPECT_EQ(row.kind, RowKind::kCompletion);
+  EXPECT_EQ(row.instruction, "i");
+  EXPECT_EQ(row.prompt, "");
+  EXPECT_EQ(PromptText(row), "i\n");
+  ASSERT_OK_AND_ASSIGN(row,
+                       ParseRow(R"({"instruction": "i", "context": "x"})"));
+  EXPECT_EQ(row.kind, RowKind::kPrompt);
+  EXPECT_EQ(PromptText(row), "i\nx");
+  ASSERT_OK_AND_ASSIGN(row, ParseRow(R"({"instruction": "i", "context": "x",)"
+                                     R"( "chosen": "a", "rejected": "b"})"));
+  EXPECT_EQ(row.kind, RowKind::kPair);
+  EXPECT_EQ(row.prompt, "x");
+}
+
 struct BadRow {
   const char* line;
   const char* message;
@@ -57,6 +74,14 @@ INSTANTIATE_TEST_SUITE_P(
     Rows, BadRowTest,
     ::testing::Values(
         BadRow{"{\"text\": }", "found a syntax error at column 10"},
+        BadRow{R"({"instruction": "i", "prompt": "p"})",
+               "expected 'prompt' or 'instruction', found both"},
+        BadRow{R"({"context": "x", "completion": "c"})",
+               "expected 'context' beside an 'instruction', found none"},
+        BadRow{R"({"instruction": "", "context": "x"})",
+               "a non-empty string 'instruction'"},
+        BadRow{R"({"text": "t", "instruction": "i"})",
+               "only the keys 'text', found 'instruction'"},
         BadRow{"[1]", "expected a JSON object, found a value of type array"},
         BadRow{"{}", "none of these keys"},
         BadRow{"{\"text\": \"\"}", "found an empty string"},
