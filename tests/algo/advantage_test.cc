@@ -105,7 +105,8 @@ TEST(GroupBaselineTest, SingleMemberIsAnError) {
 }
 
 TEST(GroupBaselineTest, InvalidSamplesLeaveTheBaseline) {
-  const Doubles scores = {1, kNan, 0, kNan, 4};
+  // Whether or not an invalid sample has a number.
+  const Doubles scores = {1, 9, 0, kNan, 4};
   const std::vector<int64_t> group = {1, 1, 1, 2, 2};
   const MaskVector valid = {1, 0, 1, 0, 1};
   ASSERT_OK_AND_ASSIGN(

@@ -193,6 +193,33 @@ TEST(PolicyLossTest, SequenceAndGeometricMasksDropWholeSequences) {
   EXPECT_NEAR(Loss(c).loss, (.64 - .818731 * 1.8) / 6, kPrinted);
 }
 
+TEST(PolicyLossTest, WeightsOnTheBoundsAreKept) {
+  Case c;
+  c.old = c.behaviour = kPolicy;  // every weight is exactly 1
+  c.options.is_lo = c.options.is_hi = 1;
+  for (const IsMode mode :
+       {IsMode::kTokenMask, IsMode::kSeqMask, IsMode::kGeometricMask}) {
+    c.options.is_mode = mode;
+    EXPECT_NEAR(Loss(c).loss, -(.5 - 1 + 2 - .3 - .8 + 1.5) / 6, kExact);
+  }
+}
+
+// Without advantages only β·mean(k2) is left, whatever the weights are.
+TEST(PolicyLossTest, KlTermHasNoImportanceWeight) {
+  Case c;
+  c.shape = {1, 2};
+  c.mask = {1, 1};
+  c.policy = c.old = {-1, -2};
+  c.behaviour = {-2, -4};
+  c.advantages = {0, 0};
+  c.reference = {-1.5, -1};
+  c.options.kl_loss = KlLoss::kK2;
+  c.options.kl_beta = .2;
+  const auto r = Loss(c);
+  EXPECT_NEAR(r.loss, .2 * (.125 + .5) / 2, kExact);
+  EXPECT_THAT(r.grad, IsNear({.05, -.1}, kExact));
+}
+
 TEST(PolicyLossTest, EffectiveSampleSizeMatchesTheReference) {
   Case c;
   c.behaviour = kBehaviour;
@@ -320,6 +347,18 @@ TEST(ProxInterpolateTest, MatchesTheReference) {
       ProxInterpolate<double>(kShape, kBehaviour, kPolicy, kMask,
                               {versions, /*proximal=*/2, /*policy=*/3}));
   EXPECT_THAT(half, IsNear({-1.05, -2.1, -.35, -1.9, -.85, -.9, 0, 0}));
+}
+
+TEST(ProxInterpolateTest, WeightsByTheAgeOfTheToken) {
+  const std::vector<int64_t> versions = {0, 2};
+  const Doubles behaviour = {-1, -1};
+  const Doubles policy = {-2, -2};
+  const MaskVector mask = {1, 1};
+  // α = (3 − 0)/(4 − 0) and (3 − 2)/(4 − 2).
+  ASSERT_OK_AND_ASSIGN(const Doubles prox,
+                       ProxInterpolate<double>({1, 2}, behaviour, policy, mask,
+                                               {versions, 3, 4}));
+  EXPECT_THAT(prox, IsNear({-1.75, -1.5}, kExact));
 }
 
 TEST(ProxInterpolateTest, FreshTokensKeepTheirOwn) {

@@ -82,6 +82,17 @@ TEST(TokenSamplerTest, DrawsMatchTheReference) {
   EXPECT_NEAR(sampler.Draw(.75).logprob, -1.748821, kPrinted);
 }
 
+TEST(TokenSamplerTest, TheFirstTokenWhoseCdfExceedsTheUniform) {
+  // Two halves: the CDF is exactly .5 and 1.
+  const TokenSampler even = Process({1, 1}, {});
+  EXPECT_EQ(even.Draw(std::nextafter(.5, 0)).token, 0);
+  EXPECT_EQ(even.Draw(.5).token, 1);
+  // At u = 0 a removed token is not drawn.
+  SamplingOptions options;
+  options.forbid_ids = {0};
+  EXPECT_EQ(Process(kLogits, options).Draw(0).token, 1);
+}
+
 TEST(TokenSamplerTest, LargestUniformGivesTheLastKeptToken) {
   const TokenSampler sampler = Process(kLogits, {.top_k = 2});
   EXPECT_EQ(sampler.Draw(std::nextafter(1.0, 0.0)).token, 1);

@@ -48,6 +48,12 @@ TEST(WhitenTest, NothingMaskedInIsZeroNotNan) {
   EXPECT_THAT(w.out, Each(0.0));
 }
 
+TEST(WhitenTest, EpsStandsUnderTheRoot) {
+  // Mean 0, variance 1: 1/sqrt(1 + 3).
+  const auto w = WhitenLocal({1, -1}, {1, 1}, {.eps = 3});
+  EXPECT_THAT(w.out, IsNear({.5, -.5}));
+}
+
 TEST(WhitenTest, ConstantInputIsZeroEvenWithoutEps) {
   const auto w = WhitenLocal({.1, .1, .1}, {1, 1, 1}, {.eps = 0});
   EXPECT_THAT(w.out, Each(0.0));
