@@ -115,7 +115,7 @@ std::string ShortNumber(double value) {
 
 std::vector<std::pair<std::string_view, std::string_view>> KeyMetrics(
     std::string_view stage) {
-  if (stage == "pretrain" || stage == "sft") {
+  if (stage == "pretrain" || stage == "sft" || stage == "rft") {
     return {{"loss/lm", "loss"},
             {"text/heldout_ppl", "ppl"},
             {"lr", "lr"},
@@ -125,6 +125,20 @@ std::vector<std::pair<std::string_view, std::string_view>> KeyMetrics(
     return {{"loss/rm", "loss"},
             {"rm/accuracy", "acc"},
             {"rm/heldout_accuracy", "held-out"},
+            {"lr", "lr"}};
+  }
+  if (stage == "dpo") {
+    return {{"loss/dpo", "loss"},
+            {"dpo/accuracy", "acc"},
+            {"dpo/margin", "margin"},
+            {"dpo/heldout_accuracy", "held-out"},
+            {"lr", "lr"}};
+  }
+  if (stage == "kto") {
+    return {{"loss/kto", "loss"},
+            {"kto/accuracy", "acc"},
+            {"kto/margin", "margin"},
+            {"kto/z0", "z0"},
             {"lr", "lr"}};
   }
   if (stage == "ppo") {
