@@ -14,6 +14,7 @@
 
 #include "lib/algo/sampling.h"
 #include "lib/base/status.h"
+#include "lib/data/tokenizer.h"
 #include "lib/data/trajectory.h"
 #include "lib/engine/model_config.h"
 #include "lib/weights/snapshot.h"
@@ -79,9 +80,17 @@ struct GenerateRequest {
   int64_t max_new_tokens = 0;
   int32_t pad_id = 0;
   SamplingOptions sampling;  // temperature, truncation, eos_ids, ...
+  // A row also stops with the token that completes one of these in its text,
+  // from min_new_tokens on. The text is that of StreamDecoder with special
+  // tokens written out, so the decision is a function of the row's tokens.
+  std::vector<std::string> stop_strings;
+  std::shared_ptr<const Tokenizer> tokenizer;  // for stop_strings only
+  // Called by Generate after each draw, in the order of the draws; for showing
+  // an answer as it grows.
+  std::function<void(int64_t row, int32_t token)> on_token;
 };
 struct GenerateResult {
-  std::vector<std::vector<int32_t>> tokens;    // EOS included
+  std::vector<std::vector<int32_t>> tokens;    // with the one that stops
   std::vector<std::vector<float>> logprobs;    // behaviour log-probs
   std::vector<FinishReason> finish;
 };

@@ -65,6 +65,10 @@ absl::Status ValidateGenerateRequest(const GenerateRequest& request,
                      request.max_new_tokens));
   }
   COX_RETURN_IF_ERROR(request.sampling.Validate());
+  COX_RETURN_IF_ERROR(ValidateStopStrings(request.stop_strings));
+  if (!request.stop_strings.empty() && request.tokenizer == nullptr) {
+    return absl::InvalidArgumentError("stop_strings: need a tokenizer");
+  }
   COX_RETURN_IF_ERROR(CheckSequences("prompts", request.prompts, config,
                                      request.max_new_tokens));
   if (config.family == ModelFamily::kInstructEncdec) {
@@ -84,6 +88,11 @@ GenerateRows::GenerateRows(const GenerateRequest& request)
   result_.finish.assign(rows, FinishReason::kLength);
   if (request.sampling.repetition_penalty != 1.0) {
     context_ = request.prompts;
+  }
+  for (size_t r = 0; r < rows && !request.stop_strings.empty(); ++r) {
+    texts_.push_back({StreamDecoder(request.tokenizer,
+                                    /*skip_special_tokens=*/false),
+                      StopScanner(request.stop_strings)});
   }
 }
 
@@ -106,14 +115,31 @@ absl::Status GenerateRows::Sample(int64_t row, std::span<const float> logits) {
   tokens.push_back(static_cast<int32_t>(drawn.token));
   result_.logprobs[r].push_back(static_cast<float>(drawn.logprob));
   if (!context_.empty()) context_[r].push_back(tokens.back());
-  const auto& eos = request_.sampling.eos_ids;
-  if (std::find(eos.begin(), eos.end(), drawn.token) != eos.end()) {
+  if (Stops(r)) {
     result_.finish[r] = FinishReason::kStop;
     finished_[r] = 1;
   } else if (position + 1 == request_.max_new_tokens) {
     finished_[r] = 1;
   }
+  if (request_.on_token) request_.on_token(row, tokens.back());
   return absl::OkStatus();
+}
+
+// Whether the row's last token ends it.
+bool GenerateRows::Stops(size_t row) {
+  const std::vector<int32_t>& tokens = result_.tokens[row];
+  const auto& eos = request_.sampling.eos_ids;
+  if (std::find(eos.begin(), eos.end(), tokens.back()) != eos.end()) {
+    return true;
+  }
+  if (texts_.empty()) return false;
+  RowText& text = texts_[row];
+  // An id of a padded vocabulary has no text.
+  const absl::StatusOr<std::string> piece = text.decoder.Push(tokens.back());
+  if (!piece.ok()) return false;
+  text.scanner.Push(*piece, static_cast<int64_t>(tokens.size()) >=
+                                request_.sampling.min_new_tokens);
+  return text.scanner.stopped();
 }
 
 std::vector<int64_t> GenerateRows::Active() const {

@@ -10,6 +10,8 @@
 
 #include "lib/algo/sampling.h"
 #include "lib/base/status.h"
+#include "lib/data/stop_strings.h"
+#include "lib/data/tokenizer.h"
 #include "lib/engine/engine.h"
 
 namespace cox {
@@ -41,9 +43,17 @@ class GenerateRows {
   GenerateResult Take() { return std::move(result_); }
 
  private:
+  // Text of one row, for stop strings.
+  struct RowText {
+    StreamDecoder decoder;
+    StopScanner scanner;
+  };
+  bool Stops(size_t row);
+
   const GenerateRequest& request_;
   TokenSampler sampler_;
   std::vector<std::vector<int32_t>> context_;  // only with a penalty
+  std::vector<RowText> texts_;                 // only with stop strings
   std::vector<uint8_t> finished_;
   GenerateResult result_;
 };

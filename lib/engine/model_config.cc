@@ -45,6 +45,16 @@ const FamilyNames& NamesOf(ModelFamily family) {
   COX_CHECK(false);
 }
 
+struct RopeName {
+  RopeKind kind;
+  std::string_view name;  // rope_type
+};
+constexpr std::array<RopeName, 3> kRopeNames = {{
+    {RopeKind::kLlama3, "llama3"},
+    {RopeKind::kLinear, "linear"},
+    {RopeKind::kYarn, "yarn"},
+}};
+
 absl::Status Bad(std::string_view key, std::string_view expected,
                  const Json& found) {
   // Bounded: the value may come from a file of any size.
@@ -153,6 +163,35 @@ void ReadTokenIds(Reader& in, ModelConfig& config) {
   }
 }
 
+// What the kind of `rope` adds to the factor.
+RopeScaling ReadRopeScaling(Reader& rope, RopeKind kind,
+                            int64_t max_positions) {
+  RopeScaling scaling;
+  scaling.kind = kind;
+  scaling.factor = rope.Double("factor", 1.0);
+  if (kind == RopeKind::kLinear) return scaling;
+  scaling.original_max_position =
+      rope.Int("original_max_position_embeddings", max_positions);
+  if (kind == RopeKind::kLlama3) {
+    scaling.low_freq_factor = rope.Double("low_freq_factor", 1.0);
+    scaling.high_freq_factor = rope.Double("high_freq_factor", 4.0);
+    return scaling;
+  }
+  scaling.beta_fast = rope.Double("beta_fast", 32.0);
+  scaling.beta_slow = rope.Double("beta_slow", 1.0);
+  scaling.truncate = rope.Bool("truncate", true);
+  if (rope.Find("attention_factor") != nullptr) {
+    scaling.attention_factor = rope.Double("attention_factor", 1.0);
+  }
+  // DeepSeek's way to derive the attention factor.
+  for (const char* key : {"mscale", "mscale_all_dim"}) {
+    if (rope.Find(key) != nullptr) {
+      rope.Fail(Bad(key, "nothing", *rope.Find(key)));
+    }
+  }
+  return scaling;
+}
+
 // Old files: rope_theta and rope_scaling; new files: both in rope_parameters.
 void ReadRope(Reader& in, ModelConfig& config) {
   config.rope_theta = in.Double("rope_theta", 10000.0);
@@ -170,16 +209,14 @@ void ReadRope(Reader& in, ModelConfig& config) {
   Reader rope(*scaling);
   config.rope_theta = rope.Double("rope_theta", config.rope_theta);
   std::string type = rope.String("rope_type", rope.String("type", "default"));
-  if (type == "llama3") {
-    RopeScaling llama3;
-    llama3.factor = rope.Double("factor", 1.0);
-    llama3.low_freq_factor = rope.Double("low_freq_factor", 1.0);
-    llama3.high_freq_factor = rope.Double("high_freq_factor", 4.0);
-    llama3.original_max_position =
-        rope.Int("original_max_position_embeddings", std::nullopt);
-    config.rope_scaling = llama3;
-  } else if (type != "default") {
-    rope.Fail(Bad(key, "rope_type default or llama3", *scaling));
+  for (const RopeName& known : kRopeNames) {
+    if (type == known.name) {
+      config.rope_scaling =
+          ReadRopeScaling(rope, known.kind, config.max_positions);
+    }
+  }
+  if (!config.rope_scaling.has_value() && type != "default") {
+    rope.Fail(Bad(key, "rope_type default, llama3, linear or yarn", *scaling));
   }
   if (!rope.status().ok()) in.Fail(Annotate(rope.status(), key));
 }
@@ -276,6 +313,28 @@ void ReadHead(Reader& in, ModelConfig& config) {
   config.reward_bias = in.Double("cox_reward_bias", 0.0);
 }
 
+Json RopeJson(const RopeScaling& s) {
+  Json out;
+  for (const RopeName& known : kRopeNames) {
+    if (known.kind == s.kind) out["rope_type"] = std::string(known.name);
+  }
+  out["factor"] = s.factor;
+  if (s.kind == RopeKind::kLinear) return out;
+  out["original_max_position_embeddings"] = s.original_max_position;
+  if (s.kind == RopeKind::kLlama3) {
+    out["low_freq_factor"] = s.low_freq_factor;
+    out["high_freq_factor"] = s.high_freq_factor;
+    return out;
+  }
+  out["beta_fast"] = s.beta_fast;
+  out["beta_slow"] = s.beta_slow;
+  out["truncate"] = s.truncate;
+  if (s.attention_factor.has_value()) {
+    out["attention_factor"] = *s.attention_factor;
+  }
+  return out;
+}
+
 void WriteFamily(const ModelConfig& c, Json& out) {
   if (c.family == ModelFamily::kGpt2) {
     out["n_embd"] = c.hidden;
@@ -322,17 +381,8 @@ void WriteFamily(const ModelConfig& c, Json& out) {
     out["use_sliding_window"] = false;
   }
   out["rope_theta"] = c.rope_theta;
-  if (c.rope_scaling.has_value()) {
-    out["rope_scaling"] = {
-        {"rope_type", "llama3"},
-        {"factor", c.rope_scaling->factor},
-        {"low_freq_factor", c.rope_scaling->low_freq_factor},
-        {"high_freq_factor", c.rope_scaling->high_freq_factor},
-        {"original_max_position_embeddings",
-         c.rope_scaling->original_max_position}};
-  } else {
-    out["rope_scaling"] = nullptr;
-  }
+  out["rope_scaling"] =
+      c.rope_scaling.has_value() ? RopeJson(*c.rope_scaling) : Json();
 }
 
 absl::Status CheckRange(std::string_view key, int64_t value, int64_t low,
@@ -355,14 +405,24 @@ absl::Status CheckRope(const ModelConfig& c) {
   }
   if (!c.rope_scaling.has_value()) return absl::OkStatus();
   const RopeScaling& s = *c.rope_scaling;
-  if (!(s.factor > 0) || !(s.low_freq_factor > 0) ||
+  const double attention = s.attention_factor.value_or(1.0);
+  if (!(s.factor > 0) || !std::isfinite(s.factor) ||
+      !(s.beta_slow > 0) || !(s.beta_fast >= s.beta_slow) ||
+      !(attention > 0) || !std::isfinite(attention)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "model config: rope_scaling: expected factor > 0, attention_factor > "
+        "0 and 0 < beta_slow <= beta_fast, found ",
+        s.factor, ", ", attention, ", ", s.beta_slow, ", ", s.beta_fast));
+  }
+  if (s.kind == RopeKind::kLinear) return absl::OkStatus();
+  if (!(s.low_freq_factor > 0) ||
       !(s.high_freq_factor > s.low_freq_factor) ||
       s.original_max_position <= 0) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "model config: rope_scaling: expected factor > 0, "
+        "model config: rope_scaling: expected "
         "0 < low_freq_factor < high_freq_factor and "
         "original_max_position_embeddings > 0, found ",
-        s.factor, ", ", s.low_freq_factor, ", ", s.high_freq_factor, ", ",
+        s.low_freq_factor, ", ", s.high_freq_factor, ", ",
         s.original_max_position));
   }
   return absl::OkStatus();

@@ -24,11 +24,20 @@ enum class HeadKind {
   kScalar,         // score.weight [1, d] (+ score.bias): reward model, critic
 };
 
-struct RopeScaling {  // rope_type llama3
+// How rotary frequencies are stretched for long contexts
+// (docs/algorithms.md §12).
+enum class RopeKind { kLlama3, kLinear, kYarn };
+struct RopeScaling {
   double factor = 1.0;
-  double low_freq_factor = 1.0;
-  double high_freq_factor = 4.0;
-  int64_t original_max_position = 0;
+  double low_freq_factor = 1.0;       // llama3
+  double high_freq_factor = 4.0;      // llama3
+  int64_t original_max_position = 0;  // llama3, yarn
+  RopeKind kind = RopeKind::kLlama3;
+  double beta_fast = 32.0;  // yarn: rotations over the original length
+  double beta_slow = 1.0;
+  bool truncate = true;  // yarn: whole dimensions as bounds
+  // yarn: of cos and sin; absent = 0.1 ln(factor) + 1.
+  std::optional<double> attention_factor = std::nullopt;
 };
 
 struct ModelConfig {
@@ -64,6 +73,9 @@ struct ModelConfig {
   std::string ToJson() const;
   absl::Status Validate() const;
   int64_t ParameterCount() const;
+  // The first token of an encoder-decoder's decoder: BOS, else EOS, else 0.
+  // None for other families.
+  std::optional<int32_t> DecoderStart() const;
 };
 
 // Names and shapes in arena order (= the fill order of the pinned tiny models,

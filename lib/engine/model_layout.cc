@@ -180,6 +180,12 @@ std::vector<std::pair<std::string, std::vector<int64_t>>> ParameterShapes(
   return out.Take();
 }
 
+std::optional<int32_t> ModelConfig::DecoderStart() const {
+  if (family != ModelFamily::kInstructEncdec) return std::nullopt;
+  if (bos_id.has_value()) return bos_id;
+  return eos_ids.empty() ? 0 : eos_ids.front();
+}
+
 Manifest ParameterLayout(const ModelConfig& config, std::string model) {
   return LayOut(std::move(model), config.ToJson(), DType::kF32,
                 ParameterShapes(config));

@@ -1,6 +1,7 @@
 // PolicyEngine: KV-cached decoding.
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -81,9 +82,9 @@ class Generation {
     size.positions = prompt_lengths_.back() + request.max_new_tokens - 1;
     cache_ = std::make_unique<KvCache>(shape_, size);
     if (model.config().family == ModelFamily::kInstructEncdec) {
-      memory_lengths_ = LengthsOf(request.instructions, order_);
-      size.positions =
-          *std::max_element(memory_lengths_.begin(), memory_lengths_.end());
+      FindMemories();
+      size.slots = static_cast<int64_t>(memories_.lengths.size());
+      size.positions = memories_.lengths.back();
       cross_cache_ = std::make_unique<KvCache>(shape_, size);
     }
   }
@@ -101,7 +102,11 @@ class Generation {
         DecodeAttention::Row next;
         next.slot = static_cast<int64_t>(s);
         next.position = prompt_lengths_[s] + step;
-        if (!memory_lengths_.empty()) next.memory_length = memory_lengths_[s];
+        if (cross_cache_ != nullptr) {
+          next.memory = memories_.of_slot[s];
+          next.memory_length =
+              memories_.lengths[static_cast<size_t>(next.memory)];
+        }
         decode_rows.push_back(next);
         slots.push_back(next.slot);
         ids.push_back(rows_.last_token(row));
@@ -121,7 +126,7 @@ class Generation {
     at::Tensor memory;
     if (cross_cache_ != nullptr) {
       memory = EncodeInstructions();
-      attention.AttendAcross(memory_lengths_, cross_cache_.get());
+      attention.AttendAcross(&memories_, cross_cache_.get());
     }
     const at::Tensor states = model_.network().Decode(
         PackSequences(request_.prompts, order_, multiple_), memory, attention);
@@ -138,35 +143,31 @@ class Generation {
     return Sample(slots, states.index_select(0, IndexTensor(last)));
   }
 
-  // Encoder states, packed in slot order (filler rows at the end).
-  at::Tensor EncodeInstructions() {
-    std::vector<size_t> by_length(order_);
-    std::stable_sort(by_length.begin(), by_length.end(),
-                     [&](size_t a, size_t b) {
-                       return request_.instructions[a].size() <
-                              request_.instructions[b].size();
-                     });
-    const std::vector<int64_t> lengths =
-        LengthsOf(request_.instructions, by_length);
-    PackedAttention attention(shape_, lengths, /*causal=*/false);
-    const at::Tensor states = model_.network().Encode(
-        PackSequences(request_.instructions, by_length, multiple_), attention);
-    std::vector<int64_t> start(order_.size());
-    int64_t row = 0;
-    for (size_t i = 0; i < by_length.size(); ++i) {
-      start[by_length[i]] = row;
-      row += lengths[i];
-    }
-    std::vector<int64_t> rows;
+  // Distinct instructions, shortest first, so that equal lengths are
+  // neighbours: the samples of a prompt share one memory.
+  void FindMemories() {
+    using Key = std::pair<size_t, std::vector<int32_t>>;
+    std::map<Key, std::vector<size_t>> slots;
     for (size_t s = 0; s < order_.size(); ++s) {
-      for (int64_t j = 0; j < memory_lengths_[s]; ++j) {
-        rows.push_back(start[order_[s]] + j);
-      }
+      const std::vector<int32_t>& ids = request_.instructions[order_[s]];
+      slots[Key(ids.size(), ids)].push_back(s);
     }
-    rows.resize(static_cast<size_t>(
-                    RoundUp(static_cast<int64_t>(rows.size()), multiple_)),
-                0);
-    return states.index_select(0, IndexTensor(rows));
+    memories_.of_slot.resize(order_.size());
+    for (const auto& [key, users] : slots) {
+      for (size_t s : users) {
+        memories_.of_slot[s] = static_cast<int64_t>(memory_rows_.size());
+      }
+      memories_.lengths.push_back(static_cast<int64_t>(key.first));
+      memory_rows_.push_back(order_[users.front()]);
+    }
+  }
+
+  // Encoder states of the memories, packed (filler rows at the end).
+  at::Tensor EncodeInstructions() {
+    PackedAttention attention(shape_, memories_.lengths, /*causal=*/false);
+    return model_.network().Encode(
+        PackSequences(request_.instructions, memory_rows_, multiple_),
+        attention);
   }
 
   // `states` [>= slots, hidden]: row i belongs to slots[i].
@@ -192,7 +193,9 @@ class Generation {
   GenerateRows rows_;
   std::vector<size_t> order_;
   std::vector<int64_t> prompt_lengths_;  // per slot
-  std::vector<int64_t> memory_lengths_;  // per slot; encoder-decoder only
+  // Encoder-decoder only; a request row with each memory's instruction.
+  Memories memories_;
+  std::vector<size_t> memory_rows_;
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<KvCache> cross_cache_;
 };

@@ -83,28 +83,34 @@ at::Tensor PrefillAttention::Self(const Input& input) {
 
 at::Tensor PrefillAttention::Cross(const Input& input) {
   COX_CHECK(cross_cache_ != nullptr);
-  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
-  int64_t row = 0;
+  std::vector<at::Tensor> keys, values;  // [1, heads, length, head_dim] each
   int64_t memory_row = 0;
-  for (size_t slot = 0; slot < lengths().size(); ++slot) {
-    const int64_t length = lengths()[slot];
+  for (size_t m = 0; m < memories_->lengths.size(); ++m) {
     KvCache::Block block;
     block.layer = input.layer;
-    block.first_slot = static_cast<int64_t>(slot);
+    block.first_slot = static_cast<int64_t>(m);
     block.count = 1;
-    block.length = memory_lengths_[slot];
+    block.length = memories_->lengths[m];
     const at::Tensor k = input.k.narrow(0, memory_row, block.length);
     const at::Tensor v = input.v.narrow(0, memory_row, block.length);
     cross_cache_->Fill(block, k, v);
+    keys.push_back(OneSequence(k, shape().head_dim));
+    values.push_back(OneSequence(v, shape().head_dim));
+    memory_row += block.length;
+  }
+  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
+  int64_t row = 0;
+  for (size_t slot = 0; slot < lengths().size(); ++slot) {
+    const int64_t length = lengths()[slot];
+    const size_t memory = static_cast<size_t>(memories_->of_slot[slot]);
     Input heads = input;
     heads.q = OneSequence(input.q.narrow(0, row, length), shape().head_dim);
-    heads.k = OneSequence(k, shape().head_dim);
-    heads.v = OneSequence(v, shape().head_dim);
+    heads.k = keys[memory];
+    heads.v = values[memory];
     at::Tensor attended = ScaledAttention(shape(), heads, AttentionMask());
     out.narrow(0, row, length)
         .copy_(attended.transpose(1, 2).reshape({length, -1}));
     row += length;
-    memory_row += block.length;
   }
   return out;
 }
@@ -120,13 +126,13 @@ DecodeAttention::DecodeAttention(const AttentionShape& shape, KvCache* cache,
 }
 
 void DecodeAttention::Attend(const Input& input, KvCache& cache,
-                             const Row& row, DecodeAttentionArgs args) {
+                             int64_t slot, DecodeAttentionArgs args) {
   args.heads = shape_.heads;
   args.scale = static_cast<float>(input.scale);
   args.scratch = scratch_.data();
   args.shape = cache.shape();
-  args.keys = cache.keys(input.layer, row.slot);
-  args.values = cache.values(input.layer, row.slot);
+  args.keys = cache.keys(input.layer, slot);
+  args.values = cache.values(input.layer, slot);
   AttendToCache(args);
 }
 
@@ -146,7 +152,7 @@ at::Tensor DecodeAttention::Self(const Input& input) {
     args.length = row.position + 1;
     args.q = q + i * input.q.stride(0);
     args.out = out.data_ptr<float>() + i * out.stride(0);
-    Attend(input, *cache_, row, args);
+    Attend(input, *cache_, row.slot, args);
   }
   return out;
 }
@@ -161,7 +167,7 @@ at::Tensor DecodeAttention::Cross(const Input& input) {
     args.length = rows_[r].memory_length;
     args.q = q + i * input.q.stride(0);
     args.out = out.data_ptr<float>() + i * out.stride(0);
-    Attend(input, *cross_cache_, rows_[r], args);
+    Attend(input, *cross_cache_, rows_[r].memory, args);
   }
   return out;
 }

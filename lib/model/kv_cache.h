@@ -43,9 +43,16 @@ class KvCache {
   std::vector<at::Tensor> keys_, values_;
 };
 
+// What the slots of an encoder-decoder attend to. Slots with equal
+// instructions share a memory: it is encoded and projected once.
+struct Memories {
+  std::vector<int64_t> lengths;  // rows of each, packed in this order
+  std::vector<int64_t> of_slot;  // index into `lengths`
+};
+
 // Causal attention of the packed prompts; leaves their keys and values in
-// slots 0, 1, ... For encoder-decoders also the cross keys: `memory_lengths`
-// per slot, encoder rows packed in slot order.
+// slots 0, 1, ... For encoder-decoders also the cross keys and values, one
+// slot of `cache` per memory.
 class PrefillAttention : public PackedAttention {
  public:
   PrefillAttention(const AttentionShape& attention_shape,
@@ -53,8 +60,8 @@ class PrefillAttention : public PackedAttention {
       : PackedAttention(attention_shape, std::move(prompt_lengths),
                         /*causal=*/true),
         cache_(cache) {}
-  void AttendAcross(std::vector<int64_t> memory_lengths, KvCache* cache) {
-    memory_lengths_ = std::move(memory_lengths);
+  void AttendAcross(const Memories* memories, KvCache* cache) {
+    memories_ = memories;
     cross_cache_ = cache;
   }
   at::Tensor Self(const Input& input) override;
@@ -62,7 +69,7 @@ class PrefillAttention : public PackedAttention {
 
  private:
   KvCache* cache_;
-  std::vector<int64_t> memory_lengths_;
+  const Memories* memories_ = nullptr;
   KvCache* cross_cache_ = nullptr;
 };
 
@@ -72,7 +79,8 @@ class DecodeAttention : public AttentionBackend {
   struct Row {
     int64_t slot = 0;
     int64_t position = 0;       // of the new token
-    int64_t memory_length = 0;  // encoder-decoder only
+    int64_t memory = 0;         // encoder-decoder only: slot of the
+    int64_t memory_length = 0;  // cross cache, and its rows
   };
   DecodeAttention(const AttentionShape& shape, KvCache* cache,
                   KvCache* cross_cache);
@@ -81,7 +89,7 @@ class DecodeAttention : public AttentionBackend {
   at::Tensor Cross(const Input& input) override;
 
  private:
-  void Attend(const Input& input, KvCache& cache, const Row& row,
+  void Attend(const Input& input, KvCache& cache, int64_t slot,
               DecodeAttentionArgs args);
 
   AttentionShape shape_;

@@ -187,8 +187,9 @@ Network::Rotary Network::MakeRotary(const at::Tensor& positions) const {
   at::Tensor angles = positions.to(at::kDouble).unsqueeze(-1).mul(
       rotary_frequencies_);
   angles = at::cat({angles, angles}, /*dim=*/-1).unsqueeze(1);
-  rotary.cos = angles.cos().to(tokens_.scalar_type());
-  rotary.sin = angles.sin().to(tokens_.scalar_type());
+  const double amplitude = RotaryAmplitude(config_);
+  rotary.cos = angles.cos().mul(amplitude).to(tokens_.scalar_type());
+  rotary.sin = angles.sin().mul(amplitude).to(tokens_.scalar_type());
   return rotary;
 }
 

@@ -21,6 +21,8 @@ struct Grid {
   int64_t length;
   const std::vector<int64_t>& ids;
   const std::vector<uint8_t>& mask;
+  // Whether a row may be all padding: its outputs are free, but finite.
+  bool empty_rows = false;
 };
 
 absl::Status CheckGrid(const Grid& grid, const ModelConfig& config) {
@@ -47,7 +49,7 @@ absl::Status CheckGrid(const Grid& grid, const ModelConfig& config) {
                          config.vocab_size - 1, ", found ", grid.ids[i]));
       }
     }
-    if (real == 0) {
+    if (real == 0 && !grid.empty_rows) {
       return absl::InvalidArgumentError(
           absl::StrCat(name, ": row ", b, " has no real token"));
     }
@@ -118,12 +120,17 @@ std::vector<double> ToDoubles(const at::Tensor& values) {
 absl::StatusOr<ModelForwardResult> Run(const ModelForwardRequest& request) {
   const ModelConfig& config = request.config;
   const Grid tokens{"tokens", request.batch, request.length, request.ids,
-                    request.mask};
+                    request.mask, /*empty_rows=*/true};
   const Grid instruction{"instruction", request.batch,
                          request.instruction_length, request.instruction_ids,
                          request.instruction_mask};
   const bool encdec = config.family == ModelFamily::kInstructEncdec;
   COX_RETURN_IF_ERROR(config.Validate());
+  if (request.batch == 0 || request.length == 0) {
+    ModelForwardResult empty;
+    empty.score.assign(request.batch, 0.0);
+    return empty;
+  }
   COX_RETURN_IF_ERROR(CheckGrid(tokens, config));
   if (encdec) COX_RETURN_IF_ERROR(CheckGrid(instruction, config));
   COX_RETURN_IF_ERROR(CheckTemperature(request.temperature));
@@ -155,8 +162,9 @@ absl::StatusOr<ModelForwardResult> Run(const ModelForwardRequest& request) {
     out.values = ToDoubles(ScalarHead(network, states));
     for (int64_t b = 0; b < request.batch; ++b) {
       int64_t last = request.length - 1;
-      while (request.mask[static_cast<size_t>(b * request.length + last)] ==
-             0) {
+      while (last > 0 &&
+             request.mask[static_cast<size_t>(b * request.length + last)] ==
+                 0) {
         --last;
       }
       out.score.push_back(

@@ -7,9 +7,12 @@
 
 namespace cox {
 
-// f_i of docs/algorithms.md §12, i < head_dim / 2, llama3 scaling applied:
-// position p turns pair i by p f_i.
+// f_i of docs/algorithms.md §12, i < head_dim / 2, scaling applied: position p
+// turns pair i by p f_i.
 std::vector<double> RotaryFrequencies(const ModelConfig& config);
+
+// Factor of cos and sin: 1, but for yarn.
+double RotaryAmplitude(const ModelConfig& config);
 
 }  // namespace cox
 

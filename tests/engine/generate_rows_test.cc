@@ -50,6 +50,91 @@ TEST(GenerateRowsTest, StopsAtEosOrAtTheLimit) {
   EXPECT_EQ(result.tokens[0], std::vector<int32_t>{0});  // EOS included
 }
 
+std::shared_ptr<const Tokenizer> ByteTokens() {
+  BpeOptions options;
+  options.vocab_size = 257;
+  options.special_tokens = {"<end>"};
+  options.texts = {"abc"};
+  auto trained = Tokenizer::TrainByteLevelBpe(options);
+  COX_CHECK(trained.ok());
+  return *std::move(trained);
+}
+
+// Feeds `text` to one row until it is finished.
+GenerateResult Write(GenerateRequest request, const std::string& text) {
+  request.prompts = {{1}};
+  request.prompt_ids = {0};
+  request.sample_indices = {0};
+  request.max_new_tokens = 32;
+  const std::vector<int32_t> ids = request.tokenizer->Encode(text).value();
+  GenerateRows rows(request);
+  for (size_t t = 0; !rows.finished(0); ++t) {
+    std::vector<float> logits(257, -1e9f);
+    logits[t < ids.size() ? static_cast<size_t>(ids[t]) : 0] = 0;
+    EXPECT_TRUE(rows.Sample(0, logits).ok());
+  }
+  return rows.Take();
+}
+
+TEST(GenerateRowsTest, AStopStringEndsARowWithTheTokenThatCompletesIt) {
+  GenerateRequest request;
+  request.tokenizer = ByteTokens();
+  request.stop_strings = {"END", "\n\n"};
+  const auto text = [&](const GenerateResult& result) {
+    return request.tokenizer->Decode(result.tokens[0], false).value();
+  };
+  GenerateResult result = Write(request, "an END of it");
+  EXPECT_EQ(text(result), "an END");
+  EXPECT_EQ(result.finish[0], FinishReason::kStop);
+  EXPECT_EQ(result.logprobs[0].size(), result.tokens[0].size());
+  EXPECT_EQ(text(Write(request, "a\n\nb")), "a\n\n");
+  // Without one: the limit.
+  result = Write(request, "EN D" + std::string(40, 'x'));
+  EXPECT_EQ(result.tokens[0].size(), 32u);
+  EXPECT_EQ(result.finish[0], FinishReason::kLength);
+  // A special token may be named; it counts as text here.
+  request.stop_strings = {"b<end>"};
+  EXPECT_EQ(text(Write(request, "ab<end>c")), "ab<end>");
+}
+
+TEST(GenerateRowsTest, StopStringsWaitForTheLeastLengthAndForWholeCharacters) {
+  GenerateRequest request;
+  request.tokenizer = ByteTokens();
+  request.stop_strings = {"\xC3\xA9"};
+  EXPECT_EQ(Write(request, "x\xC3\xA9y").tokens[0].size(), 3u);
+  request.stop_strings = {"ab"};
+  request.sampling.min_new_tokens = 3;
+  EXPECT_EQ(Write(request, "abxabx").tokens[0].size(), 5u);
+  request.sampling.min_new_tokens = 2;
+  EXPECT_EQ(Write(request, "abxabx").tokens[0].size(), 2u);
+}
+
+TEST(GenerateRowsTest, StopStringsNeedATokenizer) {
+  GenerateRequest request = TwoRows();
+  request.stop_strings = {"x"};
+  const ModelConfig config = FakeModelConfig(8, 4);
+  absl::Status status = ValidateGenerateRequest(request, config);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("need a tokenizer"));
+  request.tokenizer = ByteTokens();
+  EXPECT_TRUE(ValidateGenerateRequest(request, config).ok());
+  request.stop_strings = {""};
+  EXPECT_FALSE(ValidateGenerateRequest(request, config).ok());
+}
+
+TEST(GenerateRowsTest, TellsEachTokenAsItIsDrawn) {
+  GenerateRequest request = TwoRows();
+  std::vector<std::pair<int64_t, int32_t>> told;
+  request.on_token = [&](int64_t row, int32_t token) {
+    told.emplace_back(row, token);
+  };
+  GenerateRows rows(request);
+  const std::vector<float> other = {0.0f, 100.0f, 0.0f};
+  ASSERT_TRUE(rows.Sample(1, other).ok());
+  ASSERT_TRUE(rows.Sample(0, other).ok());
+  EXPECT_EQ(told, (std::vector<std::pair<int64_t, int32_t>>{{1, 1}, {0, 1}}));
+}
+
 TEST(GenerateRowsTest, ReportsLogitsThatAreNoNumbers) {
   GenerateRequest request = TwoRows();
   GenerateRows rows(request);

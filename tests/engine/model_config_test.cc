@@ -75,6 +75,37 @@ TEST(ModelConfigTest, ReadsBothSpellingsOfRopeScaling) {
   EXPECT_FALSE(new_form.tied_embeddings);
 }
 
+TEST(ModelConfigTest, KeepsEveryKindOfRopeScaling) {
+  const auto parsed = [](const std::string& rope) {
+    return Parsed(R"({"model_type": "qwen2", "vocab_size": 11,
+      "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
+      "num_attention_heads": 2, "max_position_embeddings": 64,
+      "rope_scaling": )" + rope + "}");
+  };
+  for (const char* rope :
+       {R"({"rope_type": "linear", "factor": 4.0})",
+        R"({"type": "yarn", "factor": 4.0, "beta_fast": 16.0,
+            "attention_factor": 1.5, "truncate": false})",
+        R"({"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 2.0,
+            "original_max_position_embeddings": 32})"}) {
+    const ModelConfig config = parsed(rope);
+    ASSERT_TRUE(config.rope_scaling.has_value()) << rope;
+    const RopeScaling again = *Parsed(config.ToJson()).rope_scaling;
+    EXPECT_EQ(again.kind, config.rope_scaling->kind) << rope;
+    EXPECT_EQ(again.factor, config.rope_scaling->factor);
+    EXPECT_EQ(again.beta_fast, config.rope_scaling->beta_fast);
+    EXPECT_EQ(again.truncate, config.rope_scaling->truncate);
+    EXPECT_EQ(again.attention_factor, config.rope_scaling->attention_factor);
+    EXPECT_EQ(again.original_max_position,
+              config.rope_scaling->original_max_position);
+  }
+  // Absent: the length that the model was trained for.
+  EXPECT_EQ(parsed(R"({"rope_type": "yarn", "factor": 4.0})")
+                .rope_scaling->original_max_position,
+            64);
+}
+
 TEST(ModelConfigTest, WritesWhatItReads) {
   for (const char* json : {kGpt2, kLlama, kEncdec}) {
     ModelConfig config = Parsed(json);
@@ -120,8 +151,8 @@ TEST(ModelConfigTest, ErrorsNameKeyExpectedAndFound) {
               HasSubstr("layers: expected 1"));
   EXPECT_THAT(ErrorOf(Replace(kGpt2, "gelu_new", "relu")),
               HasSubstr("activation_function"));
-  EXPECT_THAT(ErrorOf(Replace(kLlama, "llama3", "yarn")),
-              HasSubstr("rope_type"));
+  EXPECT_THAT(ErrorOf(Replace(kLlama, "llama3", "dynamic")),
+              HasSubstr("rope_type default, llama3, linear or yarn"));
   EXPECT_THAT(ErrorOf(Replace(kLlama, "\"num_key_value_heads\": 1",
                               "\"num_key_value_heads\": 2, "
                               "\"head_dim\": 3")),
