@@ -10,7 +10,12 @@ namespace cox {
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(
     const std::string& target) {
-  COX_ASSIGN_OR_RETURN(auto credentials, ChannelCredentials(target));
+  return MakeChannelAs(target, ProcessTls().get());
+}
+
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannelAs(
+    const std::string& target, const TlsIdentity* tls) {
+  COX_ASSIGN_OR_RETURN(auto credentials, ChannelCredentials(target, tls));
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(kMaxMessageBytes);
   args.SetMaxSendMessageSize(kMaxMessageBytes);
@@ -29,7 +34,7 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(
 
 absl::StatusOr<Endpoint> ResolveEndpoint(Fs& fs, std::string_view source) {
   if (!source.starts_with("file:")) {
-    COX_RETURN_IF_ERROR(CheckLoopback(source));
+    COX_RETURN_IF_ERROR(CheckAddress(source, ProcessTls().get()));
     return Endpoint{std::string(source), ""};
   }
   const std::string path(source.substr(5));
@@ -60,7 +65,8 @@ absl::StatusOr<Endpoint> ResolveEndpoint(Fs& fs, std::string_view source) {
     return absl::UnavailableError(
         absl::StrCat(path, ": expected a JSON object with 'coordinator'"));
   }
-  COX_RETURN_IF_ERROR(Annotate(CheckLoopback(endpoint.address), path));
+  COX_RETURN_IF_ERROR(
+      Annotate(CheckAddress(endpoint.address, ProcessTls().get()), path));
   return endpoint;
 }
 

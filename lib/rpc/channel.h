@@ -10,12 +10,17 @@
 #include "grpcpp/channel.h"
 #include "lib/base/fs.h"
 #include "lib/base/status.h"
+#include "lib/rpc/tls.h"
 
 namespace cox {
 
-// A lazy channel: connects at its first call. Errors of CheckLoopback().
+// A lazy channel with the certificate of this process, if it has one: connects
+// at its first call. Errors of CheckAddress().
 absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(
     const std::string& target);
+// The same as another identity; null = plaintext.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannelAs(
+    const std::string& target, const TlsIdentity* tls);
 
 // A coordinator's address as given on a command line.
 struct Endpoint {

@@ -9,6 +9,7 @@
 #include "cox/v1/rollout.grpc.pb.h"
 #include "cox/v1/run.grpc.pb.h"
 #include "cox/v1/version.grpc.pb.h"
+#include "lib/base/failpoint.h"
 #include "lib/base/hash.h"
 #include "lib/base/sync.h"
 #include "lib/rpc/call_core.h"
@@ -19,6 +20,9 @@ namespace cox {
 namespace {
 
 namespace v1 = cox::v1;
+
+// Of one payload, when bytes change on the way.
+constexpr int kMaxTransfers = 3;
 
 absl::Duration LongPoll(absl::Duration wait) {
   return std::clamp(wait, absl::ZeroDuration(), kMaxLongPoll);
@@ -307,28 +311,40 @@ absl::StatusOr<SubmitOutcome> CoordinatorClient::SubmitUnit(
   header.set_payload_sha256(Sha256Hex(options.payload));
   header.set_payload_bytes(options.payload.size());
   v1::SubmitUnitResponse response;
-  COX_RETURN_IF_ERROR(impl_->core().Call(
-      {.method = "RolloutService.SubmitUnit",
-       .extra = TransferTime(options.payload.size())},
-      [&](const std::shared_ptr<grpc::Channel>& channel,
-          grpc::ClientContext* context) {
-        response.Clear();
-        auto stub = v1::RolloutService::NewStub(channel);
-        auto writer = stub->SubmitUnit(context, &response);
-        for (size_t i = 0; i < ChunkCount(options.payload.size()); ++i) {
-          v1::SubmitUnitRequest message;
-          if (i == 0) {
-            *message.mutable_header() = header;
-            impl_->core().FillCaller(
-                message.mutable_header()->mutable_caller());
+  const auto send = [&] {
+    return impl_->core().Call(
+        {.method = "RolloutService.SubmitUnit",
+         .extra = TransferTime(options.payload.size())},
+        [&](const std::shared_ptr<grpc::Channel>& channel,
+            grpc::ClientContext* context) {
+          response.Clear();
+          auto stub = v1::RolloutService::NewStub(channel);
+          auto writer = stub->SubmitUnit(context, &response);
+          for (size_t i = 0; i < ChunkCount(options.payload.size()); ++i) {
+            v1::SubmitUnitRequest message;
+            if (i == 0) {
+              *message.mutable_header() = header;
+              impl_->core().FillCaller(
+                  message.mutable_header()->mutable_caller());
+            }
+            *message.mutable_chunk() =
+                MakeChunk(i * kChunkBytes, options.payload);
+            if (HitFailpoint("unit.payload") == FailAction::kFlip) {
+              message.mutable_chunk()->mutable_data()->front() ^= 0x10;
+            }
+            if (!writer->Write(message)) break;  // Finish says why
           }
-          *message.mutable_chunk() =
-              MakeChunk(i * kChunkBytes, options.payload);
-          if (!writer->Write(message)) break;  // Finish says why
-        }
-        writer->WritesDone();
-        return writer->Finish();
-      }));
+          writer->WritesDone();
+          return writer->Finish();
+        });
+  };
+  absl::Status sent = send();
+  for (int i = 1; i < kMaxTransfers &&
+                  ReasonOf(sent) == ErrorReason::kDamagedOnTheWay;
+       ++i) {
+    sent = send();
+  }
+  COX_RETURN_IF_ERROR(sent);
   switch (response.outcome()) {
     case v1::SubmitUnitResponse::ACCEPTED:
       return SubmitOutcome::kAccepted;
@@ -365,28 +381,34 @@ absl::StatusOr<TakenBatch> CoordinatorClient::TakeBatch(int32_t stage,
   request.set_wait_ms(absl::ToInt64Milliseconds(wait));
   absl::Status stream;
   BatchReader batch;
-  COX_RETURN_IF_ERROR(impl_->core().Call(
-      {.method = "ExperienceService.TakeBatch",
-       .extra = wait,
-       .waits = true,
-       .unavailable_is_answer = true},
-      [&](const std::shared_ptr<grpc::Channel>& channel,
-          grpc::ClientContext* context) {
-        impl_->core().FillCaller(request.mutable_caller());
-        batch = BatchReader();
-        stream = absl::OkStatus();
-        auto stub = v1::ExperienceService::NewStub(channel);
-        auto reader = stub->TakeBatch(context, request);
-        v1::TakeBatchResponse message;
-        while (reader->Read(&message)) {
-          stream = batch.Add(message);
-          if (stream.ok()) continue;
-          context->TryCancel();
-          static_cast<void>(reader->Finish());
-          return grpc::Status::OK;
-        }
-        return reader->Finish();
-      }));
+  const auto receive = [&] {
+    return impl_->core().Call(
+        {.method = "ExperienceService.TakeBatch",
+         .extra = wait,
+         .waits = true,
+         .unavailable_is_answer = true},
+        [&](const std::shared_ptr<grpc::Channel>& channel,
+            grpc::ClientContext* context) {
+          impl_->core().FillCaller(request.mutable_caller());
+          batch = BatchReader();
+          stream = absl::OkStatus();
+          auto stub = v1::ExperienceService::NewStub(channel);
+          auto reader = stub->TakeBatch(context, request);
+          v1::TakeBatchResponse message;
+          while (reader->Read(&message)) {
+            stream = batch.Add(message);
+            if (stream.ok()) continue;
+            context->TryCancel();
+            static_cast<void>(reader->Finish());
+            return grpc::Status::OK;
+          }
+          return reader->Finish();
+        });
+  };
+  COX_RETURN_IF_ERROR(receive());
+  for (int i = 1; i < kMaxTransfers && absl::IsDataLoss(stream); ++i) {
+    COX_RETURN_IF_ERROR(receive());
+  }
   COX_RETURN_IF_ERROR(stream);
   return batch.Finish();
 }
@@ -410,6 +432,7 @@ absl::Status CoordinatorClient::PublishVersion(const VersionSource& source,
   *request.mutable_ref() = proto.ref();
   request.set_manifest(source.manifest);
   request.set_address(address);
+  *request.mutable_canary() = proto.canary();
   return impl_
       ->Unary<v1::VersionService>({.method = "VersionService.PublishVersion",
                                    .extra = absl::ZeroDuration()},
@@ -456,9 +479,10 @@ absl::Status CoordinatorClient::WatchVersions(
 }
 
 absl::Status CoordinatorClient::ReportHeld(
-    const std::vector<std::string>& content_hashes,
-    const std::string& address) {
+    const std::vector<std::string>& content_hashes, const std::string& address,
+    const std::string& damaged) {
   v1::ReportHeldRequest request;
+  request.set_damaged(damaged);
   request.mutable_content_hashes()->Assign(content_hashes.begin(),
                                            content_hashes.end());
   request.set_address(address);

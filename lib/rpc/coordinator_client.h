@@ -121,8 +121,10 @@ class CoordinatorClient {
   absl::Status WatchVersions(
       const std::string& model,
       const std::function<bool(const VersionSource&)>& on_target);
+  // `damaged`: what was wrong with a version that is not held any more.
   absl::Status ReportHeld(const std::vector<std::string>& content_hashes,
-                          const std::string& address);
+                          const std::string& address,
+                          const std::string& damaged = "");
 
   // --- CheckpointService
   // The directory's final path; write to <path>.tmp and rename.

@@ -46,20 +46,26 @@ absl::Status CheckLoopback(std::string_view address) {
   if (IsLoopback(host)) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
       "address '", std::string(address),
-      "' is not a loopback address: this build speaks plaintext gRPC, which "
-      "is allowed on 127.0.0.1, [::1] and localhost only"));
+      "' is not a loopback address: without certificates (--tls DIR) gRPC is "
+      "plaintext, which is allowed on 127.0.0.1, [::1] and localhost only"));
+}
+
+absl::Status CheckAddress(std::string_view address, const TlsIdentity* tls) {
+  if (tls == nullptr) return CheckLoopback(address);
+  if (address.starts_with("unix:")) return absl::OkStatus();
+  return HostOf(address).status();
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(
-    std::string_view bind_address) {
-  COX_RETURN_IF_ERROR(CheckLoopback(bind_address));
-  return grpc::InsecureServerCredentials();
+    std::string_view bind_address, const TlsIdentity* tls) {
+  COX_RETURN_IF_ERROR(CheckAddress(bind_address, tls));
+  return tls == nullptr ? grpc::InsecureServerCredentials() : tls->Server();
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ChannelCredentials(
-    std::string_view target) {
-  COX_RETURN_IF_ERROR(CheckLoopback(target));
-  return grpc::InsecureChannelCredentials();
+    std::string_view target, const TlsIdentity* tls) {
+  COX_RETURN_IF_ERROR(CheckAddress(target, tls));
+  return tls == nullptr ? grpc::InsecureChannelCredentials() : tls->Channel();
 }
 
 }  // namespace cox

@@ -2,7 +2,8 @@
 #define COX_LIB_RPC_CREDENTIALS_H_
 
 // Who may connect. Every server and channel of every role gets its credentials
-// here: plaintext, and therefore loopback only. Mutual TLS belongs here too.
+// here: mutual TLS when the process has a certificate (lib/rpc/tls.h), else
+// plaintext, and then loopback only.
 
 #include <memory>
 #include <string_view>
@@ -10,6 +11,7 @@
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
 #include "lib/base/status.h"
+#include "lib/rpc/tls.h"
 
 namespace cox {
 
@@ -18,10 +20,14 @@ namespace cox {
 // INVALID_ARGUMENT when it is no host:port.
 absl::Status CheckLoopback(std::string_view address);
 
+// Syntax of host:port always; loopback only while `tls` is null.
+absl::Status CheckAddress(std::string_view address, const TlsIdentity* tls);
+
+// `tls` null = plaintext.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> ServerCredentials(
-    std::string_view bind_address);
+    std::string_view bind_address, const TlsIdentity* tls);
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> ChannelCredentials(
-    std::string_view target);
+    std::string_view target, const TlsIdentity* tls);
 
 }  // namespace cox
 

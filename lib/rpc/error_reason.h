@@ -16,7 +16,11 @@ enum class ErrorReason {
   kStaleEpoch,       // FAILED_PRECONDITION: register again
   kStaleGeneration,  // FAILED_PRECONDITION: this learner group is over; rejoin
   kNotReady,         // UNAVAILABLE: alive, nothing yet; ask again (TakeBatch)
+  kDamagedOnTheWay,  // DATA_LOSS: bytes changed in transfer; send them again
 };
+
+// Of the status payload that holds the reason's name.
+inline constexpr char kReasonUrl[] = "cox.v1.reason";
 
 std::string_view ErrorReasonName(ErrorReason reason);  // "stale_epoch", ...
 

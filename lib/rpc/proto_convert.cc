@@ -76,6 +76,7 @@ void ToProto(const VersionSource& source, cox::v1::VersionSource* proto) {
   proto->set_manifest(source.manifest);
   proto->mutable_addresses()->Assign(source.addresses.begin(),
                                      source.addresses.end());
+  proto->mutable_canary()->Assign(source.canary.begin(), source.canary.end());
 }
 
 absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto) {
@@ -91,6 +92,7 @@ absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto) {
   }
   source.manifest = proto.manifest();
   source.addresses.assign(proto.addresses().begin(), proto.addresses().end());
+  source.canary.assign(proto.canary().begin(), proto.canary().end());
   return source;
 }
 

@@ -47,6 +47,7 @@ struct VersionSource {
   std::string content_hash;  // 64 hex digits
   std::string manifest;      // canonical text
   std::vector<std::string> addresses;  // WeightService, preferred first
+  std::vector<float> canary = {};  // the publisher's CanaryLogprobs(); {} = none
 };
 void ToProto(const VersionSource& source, cox::v1::VersionSource* proto);
 absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto);

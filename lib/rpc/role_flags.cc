@@ -3,8 +3,11 @@
 #include <cstdio>
 
 #include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
+#include "lib/base/log.h"
 #include "lib/base/process.h"
 #include "lib/base/thread.h"
+#include "lib/rpc/http_server.h"
 
 namespace cox {
 namespace {
@@ -19,8 +22,13 @@ std::string Usage(std::string_view program, std::string_view name) {
       "\n"
       "  --bind HOST         gRPC host, default 127.0.0.1\n"
       "  --port N            gRPC port, default 0 = any free one\n"
+      "  --advertise HOST    name or address by which others reach this\n"
+      "                      process, default that of --bind\n"
+      "  --tls DIR           folder with ca.crt, tls.crt, tls.key: mutual TLS;\n"
+      "                      default $COX_TLS_DIR; none = loopback only\n"
       "  --http-host HOST    probes and metrics, default 127.0.0.1\n"
       "  --http-port N       default 0 = any free one\n"
+      "  --stay              after the end of the run wait for SIGTERM\n"
       "  --die-with-parent   end when the parent process ends\n");
 }
 
@@ -52,6 +60,10 @@ absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
       flags.die_with_parent = true;
       continue;
     }
+    if (flag == "--stay") {
+      flags.stay = true;
+      continue;
+    }
     std::string value;
     if (const size_t equals = flag.find('='); equals != std::string::npos) {
       value = flag.substr(equals + 1);
@@ -73,6 +85,10 @@ absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
       host = value;
     } else if (flag == "--port") {
       COX_ASSIGN_OR_RETURN(port, ParsePort(flag, value));
+    } else if (flag == "--advertise") {
+      flags.advertise = value;
+    } else if (flag == "--tls") {
+      flags.tls_dir = value;
     } else if (flag == "--http-host") {
       flags.http_host = value;
     } else if (flag == "--http-port") {
@@ -100,6 +116,22 @@ absl::Status RunUntilSignal(const std::function<absl::Status()>& run,
   absl::Status status = run();
   RequestShutdown();
   return status;
+}
+
+int EndOfRun(const RoleFlags& flags) {
+  if (!flags.stay || SignalReceived()) return kExitDone;
+  LogInfo("the run is done; waiting for SIGTERM", {});
+  HttpServerOptions http;
+  http.host = flags.http_host;
+  http.port = flags.http_port;
+  const auto server = HttpServer::Start(std::move(http));
+  if (!server.ok()) {
+    LogWarning("probes", {{"error", server.status().ToString()}});
+  }
+  while (!SignalReceived()) {
+    absl::SleepFor(absl::Milliseconds(200));
+  }
+  return kExitDone;
 }
 
 int PrintFlagsStatus(const absl::Status& status) {

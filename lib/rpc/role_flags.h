@@ -16,8 +16,11 @@ struct RoleFlags {
   std::string run_id;       // --run-id ID; "" = learn it
   std::string name;         // --name actor-0
   std::string bind;         // --bind HOST (127.0.0.1) and --port N (0)
+  std::string advertise;    // --advertise HOST that others reach; "" = bind's
   std::string http_host = "127.0.0.1";  // --http-host HOST
   int http_port = 0;                    // --http-port N
+  std::string tls_dir;                  // --tls DIR; "" = COX_TLS_DIR or none
+  bool stay = false;                    // --stay; see EndOfRun()
   bool die_with_parent = false;         // --die-with-parent
 };
 
@@ -33,6 +36,11 @@ absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
 // what is open, then the signal thread ends and the caller may destroy all.
 absl::Status RunUntilSignal(const std::function<absl::Status()>& run,
                             const std::function<void()>& stop);
+
+// What a role returns when its run is done. With --stay it first waits for
+// SIGTERM and answers its probes meanwhile, because a pod of a Deployment that
+// ends is started again.
+int EndOfRun(const RoleFlags& flags);
 
 // Prints what ParseRoleFlags said; returns the exit code, 0 for --help.
 int PrintFlagsStatus(const absl::Status& status);

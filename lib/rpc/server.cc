@@ -13,7 +13,10 @@ namespace cox {
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const RpcServerOptions& options) {
-  COX_ASSIGN_OR_RETURN(auto credentials, ServerCredentials(options.bind));
+  const std::shared_ptr<const TlsIdentity> tls =
+      options.tls != nullptr ? options.tls : ProcessTls();
+  COX_ASSIGN_OR_RETURN(auto credentials,
+                       ServerCredentials(options.bind, tls.get()));
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   int port = 0;
@@ -39,7 +42,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   }
   server->port_ = port;
   const size_t colon = options.bind.rfind(':');
-  server->address_ = absl::StrCat(options.bind.substr(0, colon), ":", port);
+  server->address_ = absl::StrCat(options.advertise.empty()
+                                      ? options.bind.substr(0, colon)
+                                      : options.advertise,
+                                  ":", port);
   server->SetServing(false);
   return server;
 }
@@ -73,6 +79,13 @@ absl::Status CheckCall(const grpc::ServerContextBase& context,
   }
   if (!run_id.empty() && caller.run_id() != run_id) {
     return absl::PermissionDeniedError("caller.run_id: another run");
+  }
+  const absl::StatusOr<PeerIdentity> peer =
+      PeerOf(context.auth_context().get());
+  if (peer.ok() && peer->role != caller.role()) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("caller.role: the certificate is of the role '",
+                     peer->role, "'"));
   }
   return absl::OkStatus();
 }

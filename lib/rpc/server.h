@@ -14,12 +14,16 @@
 #include "grpcpp/server.h"
 #include "grpcpp/server_context.h"
 #include "lib/base/status.h"
+#include "lib/rpc/tls.h"
 
 namespace cox {
 
 struct RpcServerOptions {
   std::string bind = "127.0.0.1:0";  // port 0 = the kernel chooses
   std::vector<grpc::Service*> services;  // must outlive the server
+  std::string advertise = "";  // host that others reach; "" = that of `bind`
+  // Certificate; null = that of the process (plaintext when it has none).
+  std::shared_ptr<const TlsIdentity> tls = nullptr;
 };
 
 // Thread-safe.
@@ -47,9 +51,9 @@ class RpcServer {
   std::string address_;
 };
 
-// What every handler checks first: the call has a deadline (INVALID_ARGUMENT)
-// and belongs to this run (PERMISSION_DENIED; not checked while `run_id` is
-// empty).
+// What every handler checks first: the call has a deadline (INVALID_ARGUMENT),
+// belongs to this run (not checked while `run_id` is empty) and, with TLS, the
+// caller claims the role of its certificate (else PERMISSION_DENIED).
 absl::Status CheckCall(const grpc::ServerContextBase& context,
                        const cox::v1::Caller& caller, std::string_view run_id);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "lib/base/failpoint.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/proto_convert.h"
 #include "lib/rpc/server.h"
@@ -42,6 +43,10 @@ class FetchReactor final : public grpc::ServerWriteReactor<cox::v1::Chunk> {
                                static_cast<size_t>(end_)});
     next_ += chunk_.data().size();
     if (*hook_) (*hook_)(&chunk_);
+    if (HitFailpoint("weights.chunk") == FailAction::kFlip &&
+        !chunk_.data().empty()) {
+      (*chunk_.mutable_data())[chunk_.data().size() / 2] ^= 0x10;
+    }
     StartWrite(&chunk_);
   }
 

@@ -83,8 +83,8 @@ TEST(CredentialsTest, PlaintextIsForLoopbackOnly) {
                 StatusIs(absl::StatusCode::kFailedPrecondition,
                          HasSubstr("loopback")))
         << far;
-    EXPECT_FALSE(ServerCredentials(far).ok());
-    EXPECT_FALSE(ChannelCredentials(far).ok());
+    EXPECT_FALSE(ServerCredentials(far, nullptr).ok());
+    EXPECT_FALSE(ChannelCredentials(far, nullptr).ok());
   }
   for (const char* bad : {"", "127.0.0.1", ":1", "127.0.0.1:", "::1:5",
                           "127.0.0.1:65536", "127.0.0.1:1x"}) {
