@@ -38,14 +38,6 @@ TokenBatch MakeTokenBatch(std::span<const Sequence* const> rows) {
   return batch;
 }
 
-std::vector<int64_t> ElementsOfRank(int64_t n, const Collective& group) {
-  std::vector<int64_t> elements;
-  for (int64_t j = group.rank(); j < n; j += group.world_size()) {
-    elements.push_back(j);
-  }
-  return elements;
-}
-
 absl::Status ForMicroBatches(
     std::span<const int64_t> rows, int64_t micro,
     const std::function<absl::Status(std::span<const int64_t>)>& body) {

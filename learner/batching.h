@@ -1,9 +1,9 @@
 #ifndef COX_LEARNER_BATCHING_H_
 #define COX_LEARNER_BATCHING_H_
 
-// How one global batch becomes the tensors of one rank, and back. Element j of
-// a batch belongs to rank j % world, so the number of ranks changes neither
-// the order of the data nor any denominator (docs/algorithms.md §1.1).
+// How a part of one global batch becomes tensors, and back. Which element
+// belongs to which part: shards.h. Denominators are those of the whole batch
+// (docs/algorithms.md §1.1).
 
 #include <cstdint>
 #include <functional>
@@ -42,9 +42,6 @@ inline size_t TargetIndex(const TokenBatch& batch, const Sequence& sequence,
   return static_cast<size_t>(row * batch.length + sequence.first_target - 1 +
                              t);
 }
-
-// rank, rank + world, ... below n.
-std::vector<int64_t> ElementsOfRank(int64_t n, const Collective& group);
 
 // Calls `body` with consecutive parts of `rows`, at most `micro` long (0 = all
 // at once); not at all when there are none.

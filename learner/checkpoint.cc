@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "lib/base/failpoint.h"
 #include "lib/base/hash.h"
 #include "lib/engine/model_config.h"
 #include "nlohmann/json.hpp"
@@ -23,6 +24,7 @@ absl::Status WriteSynced(Fs& fs, const std::string& path,
                          std::string_view data) {
   COX_ASSIGN_OR_RETURN(std::unique_ptr<WritableFile> file,
                        fs.Create(path, /*exclusive=*/true));
+  COX_RETURN_IF_ERROR(Annotate(FailpointStatus("checkpoint.append"), path));
   COX_RETURN_IF_ERROR(file->Append(data));
   COX_RETURN_IF_ERROR(file->Sync());
   return file->Close();
@@ -231,7 +233,9 @@ absl::StatusOr<WrittenCheckpoint> WriteCheckpoint(
     COX_RETURN_IF_ERROR(fs.SyncDir(JoinPath(temporary, *it)));
   }
   COX_RETURN_IF_ERROR(fs.SyncDir(temporary));
+  HitFailpoint("checkpoint.written");
   COX_RETURN_IF_ERROR(fs.Rename(temporary, directory));
+  HitFailpoint("checkpoint.renamed");
   COX_RETURN_IF_ERROR(fs.SyncDir(DirName(directory)));
   return WrittenCheckpoint{Sha256Hex(json), manifest.StateSha256()};
 }
@@ -277,6 +281,22 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> LoadModel(
     return Annotate(config.status(), JoinPath(folder, "config.json"));
   }
   return SnapshotFromFolder(files, ParameterLayout(*config, std::move(model)));
+}
+
+absl::Status RemoveCheckpoint(Fs& fs, const std::string& directory) {
+  constexpr std::string_view kRemoved = ".removed";
+  if (fs.Exists(directory)) {
+    COX_RETURN_IF_ERROR(
+        fs.Rename(directory, directory + std::string(kRemoved)));
+  }
+  const std::string parent = DirName(directory);
+  COX_ASSIGN_OR_RETURN(const std::vector<std::string> names, fs.List(parent));
+  for (const std::string& name : names) {
+    if (name.ends_with(kRemoved)) {
+      COX_RETURN_IF_ERROR(fs.RemoveAll(JoinPath(parent, name)));
+    }
+  }
+  return absl::OkStatus();
 }
 
 std::optional<CheckpointName> ParseCheckpointName(std::string_view base_name) {

@@ -78,6 +78,10 @@ absl::StatusOr<CheckpointManifest> VerifyCheckpoint(
 absl::StatusOr<std::shared_ptr<const Snapshot>> LoadModel(
     Fs& fs, const std::string& folder, std::string model);
 
+// Renamed first, so that a process that dies on the way leaves nothing that
+// looks like a checkpoint; also deletes what others left so.
+absl::Status RemoveCheckpoint(Fs& fs, const std::string& directory);
+
 // (step, generation) of a directory's base name; nullopt for anything else.
 struct CheckpointName {
   int64_t step = 0;

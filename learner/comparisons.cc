@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "lib/data/dataset.h"
 #include "nlohmann/json.hpp"
 
 namespace cox {
@@ -55,22 +56,18 @@ absl::StatusOr<Ids> Encode(const std::string& text,
   return ids;
 }
 
-absl::StatusOr<Sequence> Join(const Ids& prompt, const Ids& completion,
+// `prompt`: a sequence without completion.
+absl::StatusOr<Sequence> Join(const Sequence& prompt, const Ids& completion,
                               const ComparisonOptions& options, bool exact) {
-  Sequence sequence;
-  if (options.start.has_value()) {
-    sequence.instruction_ids = prompt;
-    sequence.ids = {*options.start};
-  } else {
-    sequence.ids = prompt;
-  }
+  Sequence sequence = prompt;
   sequence.first_target = std::max<int64_t>(1, sequence.length());
   sequence.ids.insert(sequence.ids.end(), completion.begin(),
                       completion.end());
   if (sequence.ids.empty()) {
     return absl::InvalidArgumentError("prompt and completion are empty");
   }
-  if (!exact && sequence.first_target < options.max_positions &&
+  if (!exact && !options.start.has_value() &&
+      sequence.first_target < options.max_positions &&
       sequence.length() > options.max_positions) {
     sequence.ids.resize(static_cast<size_t>(options.max_positions));
   }
@@ -82,19 +79,78 @@ absl::StatusOr<Sequence> Join(const Ids& prompt, const Ids& completion,
   return sequence;
 }
 
-absl::StatusOr<Ids> ReadPrompt(const Json& row,
-                               const ComparisonOptions& options) {
-  if (options.start.has_value() && row.contains("instruction_ids")) {
-    return ReadIds(row["instruction_ids"], "instruction_ids", options);
+// The members of a row that stand for its prompt.
+absl::StatusOr<Row> ReadPromptText(const Json& row) {
+  Row prompt;
+  if (row.contains("instruction")) {
+    COX_ASSIGN_OR_RETURN(prompt.instruction, ReadText(row, "instruction"));
+    if (row.contains("context")) {
+      COX_ASSIGN_OR_RETURN(prompt.prompt, ReadText(row, "context"));
+    }
+  } else if (row.contains("prompt")) {
+    COX_ASSIGN_OR_RETURN(prompt.prompt, ReadText(row, "prompt"));
   }
-  if (row.contains("prompt_ids") && !options.start.has_value()) {
-    return ReadIds(row["prompt_ids"], "prompt_ids", options);
+  return prompt;
+}
+
+// Encoder-decoders: `ids` begin with the start token.
+absl::StatusOr<Sequence> ReadInstruction(const Json& row,
+                                         const ComparisonOptions& options) {
+  Sequence sequence;
+  sequence.ids = {*options.start};
+  if (row.contains("instruction_ids")) {
+    COX_ASSIGN_OR_RETURN(
+        sequence.instruction_ids,
+        ReadIds(row["instruction_ids"], "instruction_ids", options));
+    if (row.contains("prompt_ids")) {
+      COX_ASSIGN_OR_RETURN(sequence.ids,
+                           ReadIds(row["prompt_ids"], "prompt_ids", options));
+    }
+  } else {
+    COX_ASSIGN_OR_RETURN(Row prompt, ReadPromptText(row));
+    const bool plain = prompt.instruction.empty();
+    const std::string& instruction = plain ? prompt.prompt : prompt.instruction;
+    if (!instruction.empty()) {
+      COX_ASSIGN_OR_RETURN(sequence.instruction_ids,
+                           Encode(instruction, options, false));
+    }
+    if (!plain && !prompt.prompt.empty()) {
+      COX_ASSIGN_OR_RETURN(const Ids context,
+                           Encode(prompt.prompt, options, false));
+      sequence.ids.insert(sequence.ids.end(), context.begin(), context.end());
+    }
   }
-  if (!row.contains("prompt")) {
-    return Ids{};
+  if (sequence.instruction_ids.empty()) {
+    sequence.instruction_ids = {*options.start};
   }
-  COX_ASSIGN_OR_RETURN(const std::string text, ReadText(row, "prompt"));
-  return Encode(text, options, /*completion=*/false);
+  if (static_cast<int64_t>(sequence.instruction_ids.size()) >
+      options.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "instruction has ", sequence.instruction_ids.size(),
+        " tokens, the model takes ", options.max_positions));
+  }
+  return sequence;
+}
+
+absl::StatusOr<Sequence> ReadPrompt(const Json& row,
+                                    const ComparisonOptions& options) {
+  if (options.start.has_value()) return ReadInstruction(row, options);
+  if (row.contains("instruction_ids")) {
+    return absl::InvalidArgumentError(
+        "instruction_ids: the comparisons are an encoder-decoder's, the model "
+        "is not one");
+  }
+  Sequence sequence;
+  if (row.contains("prompt_ids")) {
+    COX_ASSIGN_OR_RETURN(sequence.ids,
+                         ReadIds(row["prompt_ids"], "prompt_ids", options));
+    return sequence;
+  }
+  COX_ASSIGN_OR_RETURN(const Row prompt, ReadPromptText(row));
+  if (const std::string text = PromptText(prompt); !text.empty()) {
+    COX_ASSIGN_OR_RETURN(sequence.ids, Encode(text, options, false));
+  }
+  return sequence;
 }
 
 absl::StatusOr<std::vector<Ids>> ReadCompletions(
@@ -153,7 +209,7 @@ absl::StatusOr<Comparison> ParseLine(std::string_view line,
   if (!row.is_object()) {
     return absl::InvalidArgumentError("expected a JSON object");
   }
-  COX_ASSIGN_OR_RETURN(const Ids prompt, ReadPrompt(row, options));
+  COX_ASSIGN_OR_RETURN(const Sequence prompt, ReadPrompt(row, options));
   COX_ASSIGN_OR_RETURN(const std::vector<Ids> completions,
                        ReadCompletions(row, options));
   Comparison comparison;
@@ -174,12 +230,40 @@ absl::StatusOr<Comparison> ParseLine(std::string_view line,
   return comparison;
 }
 
-}  // namespace
+absl::StatusOr<LabelledRow> ParseLabelledLine(
+    std::string_view line, const ComparisonOptions& options) {
+  const Json row = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+  if (!row.is_object()) {
+    return absl::InvalidArgumentError("expected a JSON object");
+  }
+  if (!row.contains("label") || !row["label"].is_boolean()) {
+    return absl::InvalidArgumentError("'label': expected true or false");
+  }
+  COX_ASSIGN_OR_RETURN(const Sequence prompt, ReadPrompt(row, options));
+  const bool exact = row.contains("completion_ids");
+  Ids completion;
+  if (exact) {
+    COX_ASSIGN_OR_RETURN(
+        completion, ReadIds(row["completion_ids"], "completion_ids", options));
+  } else {
+    COX_ASSIGN_OR_RETURN(const std::string text, ReadText(row, "completion"));
+    COX_ASSIGN_OR_RETURN(completion, Encode(text, options, true));
+  }
+  LabelledRow labelled;
+  COX_ASSIGN_OR_RETURN(Sequence sequence,
+                       Join(prompt, completion, options, exact));
+  labelled.completions.push_back(std::move(sequence));
+  labelled.desirable.push_back(row["label"].get<bool>() ? 1 : 0);
+  return labelled;
+}
 
-absl::StatusOr<std::vector<Comparison>> ParseComparisons(
-    std::string_view name, std::string_view jsonl,
-    const ComparisonOptions& options) {
-  std::vector<Comparison> comparisons;
+// Every line that is not blank, parsed; errors name the line.
+template <typename Row>
+absl::StatusOr<std::vector<Row>> ParseLines(
+    std::string_view name, std::string_view what, std::string_view jsonl,
+    const ComparisonOptions& options,
+    absl::StatusOr<Row> (*parse)(std::string_view, const ComparisonOptions&)) {
+  std::vector<Row> rows;
   for (int64_t number = 1; !jsonl.empty(); ++number) {
     const size_t end = jsonl.find('\n');
     const std::string_view line = jsonl.substr(0, end);
@@ -188,18 +272,50 @@ absl::StatusOr<std::vector<Comparison>> ParseComparisons(
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) {
       continue;
     }
-    absl::StatusOr<Comparison> comparison = ParseLine(line, options);
-    if (!comparison.ok()) {
-      return Annotate(comparison.status(),
+    absl::StatusOr<Row> row = parse(line, options);
+    if (!row.ok()) {
+      return Annotate(row.status(),
                       absl::StrCat(std::string(name), ":", number));
     }
-    comparisons.push_back(*std::move(comparison));
+    rows.push_back(*std::move(row));
   }
-  if (comparisons.empty()) {
+  if (rows.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(std::string(name), ": no comparisons"));
+        absl::StrCat(std::string(name), ": no ", std::string(what)));
   }
-  return comparisons;
+  return rows;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<Comparison>> ParseComparisons(
+    std::string_view name, std::string_view jsonl,
+    const ComparisonOptions& options) {
+  return ParseLines<Comparison>(name, "comparisons", jsonl, options,
+                                ParseLine);
+}
+
+absl::StatusOr<std::vector<LabelledRow>> ParseLabelledRows(
+    std::string_view name, std::string_view jsonl,
+    const ComparisonOptions& options) {
+  return ParseLines<LabelledRow>(name, "labelled rows", jsonl, options,
+                                 ParseLabelledLine);
+}
+
+LabelledRow LabelsOf(const Comparison& comparison) {
+  LabelledRow labelled;
+  for (size_t k = 0; k < comparison.ranks.size(); ++k) {
+    int64_t balance = 0;  // wins minus losses
+    for (const int64_t rank : comparison.ranks) {
+      balance += comparison.ranks[k] < rank ? 1 : 0;
+      balance -= comparison.ranks[k] > rank ? 1 : 0;
+    }
+    if (balance != 0) {
+      labelled.completions.push_back(comparison.completions[k]);
+      labelled.desirable.push_back(balance > 0 ? 1 : 0);
+    }
+  }
+  return labelled;
 }
 
 }  // namespace cox

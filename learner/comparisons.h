@@ -26,8 +26,8 @@ struct ComparisonOptions {
   // A longer completion given as text is cut; a longer sequence of given ids,
   // or a prompt that leaves no room, is an error.
   int64_t max_positions = 0;
-  // Encoder-decoder models: the decoder's first token; the prompt is then the
-  // instruction.
+  // Encoder-decoder models: the decoder's first token (lib/data/batch.h says
+  // what such a model makes of a prompt). Completions are never cut then.
   std::optional<int32_t> start;
 };
 
@@ -35,12 +35,30 @@ struct ComparisonOptions {
 //   {"prompt": text, "responses": [text, ...], "ranking": [1 = best, ...],
 //    "prompt_ids": [...], "response_ids": [[...], ...], "instruction_ids"}
 //   {"prompt": text, "chosen": text, "rejected": text}
+// "instruction" with an optional "context" may stand in place of "prompt".
 // Ids are preferred where both are given: they are the very tokens sampled.
 // INVALID_ARGUMENT with "<name>:<line>: ..." for anything else, and for a file
 // without rows.
 absl::StatusOr<std::vector<Comparison>> ParseComparisons(
     std::string_view name, std::string_view jsonl,
     const ComparisonOptions& options);
+
+// Completions of a prompt that are good or bad, each on its own.
+struct LabelledRow {
+  std::vector<Sequence> completions;  // may be empty
+  std::vector<uint8_t> desirable;     // per completion
+};
+
+// Rows {"prompt": text, "completion": text, "label": true or false}; prompts
+// as above, "completion_ids" beside or instead of "completion". Errors as
+// above. One completion each.
+absl::StatusOr<std::vector<LabelledRow>> ParseLabelledRows(
+    std::string_view name, std::string_view jsonl,
+    const ComparisonOptions& options);
+
+// Good: what beats more completions of its row than it loses to; bad: what
+// beats fewer. The others are left out.
+LabelledRow LabelsOf(const Comparison& comparison);
 
 }  // namespace cox
 

@@ -6,6 +6,7 @@
 #include "learner/train_loop_service.h"
 #include "lib/base/log.h"
 #include "lib/config/config.h"
+#include "lib/data/chat_template.h"
 #include "lib/rpc/error_reason.h"
 
 namespace cox {
@@ -67,7 +68,9 @@ absl::Status Learner::Run() {
 absl::Status Learner::Start() {
   COX_ASSIGN_OR_RETURN(server_,
                        RpcServer::Start({.bind = options_.bind,
-                                         .services = {&weight_service_}}));
+                                         .services = {&weight_service_},
+                                         .advertise = options_.advertise,
+                                         .tls = nullptr}));
   client_.set_own_address(server_->address());
   COX_ASSIGN_OR_RETURN(http_, HttpServer::Start(
                                   {.host = options_.http_host,
@@ -129,6 +132,14 @@ absl::Status Learner::FetchTokenizer(const v1::RegisterResponse& run) {
                      run.tokenizer_sha256(), ", found ", file.sha256));
   }
   COX_ASSIGN_OR_RETURN(context_.tokenizer, Tokenizer::FromJson(file.bytes));
+  absl::StatusOr<FetchedFile> config =
+      client_.FetchFile("tokenizer_config.json");
+  if (absl::IsNotFound(config.status())) {
+    return absl::OkStatus();  // neither model.init nor the run has one
+  }
+  COX_RETURN_IF_ERROR(config.status());
+  COX_ASSIGN_OR_RETURN(context_.chat, ReadChatTemplate(config->bytes));
+  context_.tokenizer_config = std::move(config->bytes);
   return absl::OkStatus();
 }
 
@@ -249,7 +260,8 @@ absl::Status Learner::PublishOrders(const v1::Assignment& assignment) {
 
 absl::Status Learner::Publish(const std::string& model,
                               const PolicyVersion& version,
-                              const std::shared_ptr<const Snapshot>& snapshot) {
+                              const std::shared_ptr<const Snapshot>& snapshot,
+                              const std::vector<float>& canary) {
   store_.Put(snapshot);
   heartbeater_->SetHeld(store_.Held());
   VersionSource source;
@@ -257,6 +269,7 @@ absl::Status Learner::Publish(const std::string& model,
   source.version = version;
   source.content_hash = snapshot->content_hash;
   source.manifest = snapshot->manifest.CanonicalText();
+  source.canary = canary;
   COX_RETURN_IF_ERROR(client_.PublishVersion(source, server_->address()));
   LogInfo("version published", {{"model", model},
                                 {"version", version.ToString()},

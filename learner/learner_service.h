@@ -23,6 +23,8 @@
 #include <vector>
 
 #include "cox/v1/run.pb.h"
+#include "learner/checkpoint_writer.h"
+#include "learner/lineage_core.h"
 #include "learner/stage_service.h"
 #include "lib/base/clock.h"
 #include "lib/base/sync.h"
@@ -45,6 +47,7 @@ struct LearnerOptions {
   int rank = 0;
   int world_size = 0;  // 0 = roles.learners of the configuration
   std::string bind = "127.0.0.1:0";
+  std::string advertise;  // host that others reach; "" = that of `bind`
   std::string http_host = "127.0.0.1";
   int http_port = 0;
   // Address under which rank 0 can be reached by the others.
@@ -83,26 +86,27 @@ class Learner {
   absl::Status Work();
 
   absl::Status Train(const cox::v1::Assignment& assignment);
+  absl::Status Act(Stage* stage, const LineageAction& action);
   absl::Status TrainStep(Stage* stage, int64_t step);
+  absl::Status CommitTrained(Stage* stage, const LineageAction& action);
   absl::StatusOr<BatchInput> TakeBatch(Stage* stage, int64_t step);
   absl::Status CheckSameWeights(Stage* stage);
 
   // Rank 0 only.
-  absl::Status CommitOnRankZero(Stage* stage, int64_t step,
-                                const StepResult& result);
-  absl::Status WriteStageCheckpoint(Stage* stage, int64_t step,
-                                    const std::string& batch_sha256,
-                                    cox::v1::CheckpointRef* ref,
-                                    std::string* state_sha256);
-  void Retain(const cox::v1::CheckpointRef& ref,
-              const std::string& weight_hash, const std::string& state_sha256);
+  absl::Status CommitOnRankZero(Stage* stage, const LineageAction& action);
+  absl::StatusOr<CheckpointJob> CopyForCheckpoint(Stage* stage, int64_t step);
+  absl::Status BeginStageCheckpoint(Stage* stage, int64_t step);
+  absl::Status FollowCheckpoint(Stage* stage, bool wait);
+  absl::Status CommitStageCheckpoint(Stage* stage);
+  absl::Status CommitWritten(const CheckpointOutcome& written);
   void CheckpointBeforeLeaving(Stage* stage);
-  absl::Status LoadOlderVersions(Stage* stage);
+  absl::Status PublishVersionOf(Stage* stage, int64_t step);
   absl::Status PublishPolicy(Stage* stage, int64_t step,
                              const std::shared_ptr<const Snapshot>& snapshot);
   absl::Status PublishOrders(const cox::v1::Assignment& assignment);
   absl::Status Publish(const std::string& model, const PolicyVersion& version,
-                       const std::shared_ptr<const Snapshot>& snapshot);
+                       const std::shared_ptr<const Snapshot>& snapshot,
+                       const std::vector<float>& canary = {});
 
   absl::Status ShareVerdict(const absl::Status& of_rank_zero);
   void KeepOnly(const Stage* stage);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -61,10 +62,11 @@ double CountTargets(const std::vector<Sequence>& sequences) {
   return targets;
 }
 
-// Σ −log p / total over this rank's rows of `sequences`, with backward.
+// Σ −log p / total over the rows of one shard, with backward.
 absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
                                    const NllBackwardOptions& options,
-                                   TrainEngine& policy, Collective& group) {
+                                   std::span<const int64_t> shard_rows,
+                                   TrainEngine& policy) {
   const double total = CountTargets(sequences);
   double loss = 0;
   bool finite = true;
@@ -91,9 +93,8 @@ absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
           return absl::OkStatus();
         });
   };
-  COX_RETURN_IF_ERROR(ForMicroBatches(
-      ElementsOfRank(static_cast<int64_t>(sequences.size()), group),
-      options.micro_batch, backward));
+  COX_RETURN_IF_ERROR(
+      ForMicroBatches(shard_rows, options.micro_batch, backward));
   if (!finite) {
     PoisonGradient(policy);
     return std::numeric_limits<double>::quiet_NaN();
@@ -103,12 +104,12 @@ absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
 
 class LmTrainer final : public StageTrainer {
  public:
-  LmTrainer(LmOptions options, TrainEngine& policy, Collective& group,
+  LmTrainer(LmOptions options, TrainEngine& policy, Shards shards,
             const LmSource& source, std::vector<Sequence> heldout,
             FlatOptimizer optimizer)
       : options_(std::move(options)),
         policy_(policy),
-        group_(group),
+        shards_(std::move(shards)),
         source_(source),
         heldout_(std::move(heldout)),
         optimizer_(std::move(optimizer)) {}
@@ -129,14 +130,10 @@ class LmTrainer final : public StageTrainer {
       HashSequence(batch.back(), &hash);
     }
     result.batch_sha256 = hash.HexDigest();
-    policy_.ZeroGradients();
-    COX_ASSIGN_OR_RETURN(
-        double loss, NllBackward(batch, {.micro_batch = options_.micro_batch},
-                                 policy_, group_));
+    COX_ASSIGN_OR_RETURN(const double loss, Backward(batch));
     snapshot_ = nullptr;
     COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
-                         optimizer_.Apply(step - 1, policy_, group_));
-    COX_RETURN_IF_ERROR(group_.AllReduceSum(std::span<double>(&loss, 1)));
+                         optimizer_.Apply(step - 1, policy_, shards_.group()));
     step_ = step;
     result.skipped = update.skipped;
     result.metrics["loss/lm"] = loss;
@@ -182,15 +179,31 @@ class LmTrainer final : public StageTrainer {
   int64_t completed_steps() const override { return step_; }
 
  private:
+  // Gradients of this rank's shards; returns the loss over all shards.
+  absl::StatusOr<double> Backward(const std::vector<Sequence>& batch) {
+    std::vector<double> own(static_cast<size_t>(shards_.own()));
+    const int64_t size = static_cast<int64_t>(batch.size());
+    COX_RETURN_IF_ERROR(shards_.Backward(
+        policy_, [&](int64_t shard, size_t i) -> absl::Status {
+          COX_ASSIGN_OR_RETURN(
+              own[i],
+              NllBackward(batch, {.micro_batch = options_.micro_batch},
+                          shards_.Elements(size, shard), policy_));
+          return absl::OkStatus();
+        }));
+    COX_ASSIGN_OR_RETURN(const std::vector<double> all, shards_.Gather(own));
+    return std::accumulate(all.begin(), all.end(), 0.0);
+  }
+
   absl::Status Measure(std::map<std::string, double>* metrics) {
     const int64_t micro =
         options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
-    return MeasureHeldout(heldout_, micro, policy_, group_, metrics);
+    return MeasureHeldout(heldout_, micro, policy_, shards_, metrics);
   }
 
   const LmOptions options_;
   TrainEngine& policy_;
-  Collective& group_;
+  Shards shards_;
   const LmSource& source_;
   const std::vector<Sequence> heldout_;
   FlatOptimizer optimizer_;
@@ -214,25 +227,15 @@ std::unique_ptr<LmSource> MakeExampleSource(std::vector<Sequence> examples,
 }
 
 std::vector<Sequence> SftSequences(const std::vector<SftExample>& examples,
-                                   bool prompt_loss,
-                                   std::optional<int32_t> start) {
+                                   bool prompt_loss) {
   std::vector<Sequence> sequences;
   for (const SftExample& example : examples) {
     Sequence sequence;
-    const auto completion = example.ids.begin() + example.prompt_length;
-    if (start.has_value()) {
-      sequence.instruction_ids.assign(example.ids.begin(), completion);
-      if (sequence.instruction_ids.empty()) {
-        sequence.instruction_ids = {*start};
-      }
-      sequence.ids = {*start};
-      sequence.ids.insert(sequence.ids.end(), completion, example.ids.end());
-    } else {
-      sequence.ids = example.ids;
-      // The first token has no context to be predicted from.
-      sequence.first_target =
-          prompt_loss ? 1 : std::max<int64_t>(1, example.prompt_length);
-    }
+    sequence.ids = example.ids;
+    sequence.instruction_ids = example.instruction_ids;
+    // The first token has no context to be predicted from.
+    sequence.first_target =
+        prompt_loss ? 1 : std::max<int64_t>(1, example.prompt_length);
     if (!sequence.ids.empty()) {
       sequences.push_back(std::move(sequence));
     }
@@ -249,51 +252,65 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakeLmTrainer(
         "lm options: batch and total_steps must be at least 1, micro_batch "
         "and heldout_every not negative");
   }
+  COX_ASSIGN_OR_RETURN(Shards shards, Shards::Create(options.shards, group));
   COX_ASSIGN_OR_RETURN(
       FlatOptimizer optimizer,
       FlatOptimizer::Create(options.optimizer, policy.layout()));
-  return std::make_unique<LmTrainer>(options, policy, group, source,
+  return std::make_unique<LmTrainer>(options, policy, std::move(shards), source,
                                      std::move(heldout), std::move(optimizer));
 }
 
 absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,
+                                     const Shards& shards, int64_t shard,
                                      const LmSource& source,
-                                     TrainEngine& policy, Collective& group) {
+                                     TrainEngine& policy) {
   std::vector<Sequence> batch;
   for (int64_t j = 0; j < options.count; ++j) {
     batch.push_back(source.At(options.first_position + j));
   }
-  return NllBackward(batch, options, policy, group);
+  return NllBackward(batch, options, shards.Elements(options.count, shard),
+                     policy);
 }
 
 absl::Status MeasureHeldout(const std::vector<Sequence>& heldout,
                             int64_t micro_batch, TrainEngine& policy,
-                            Collective& group,
+                            const Shards& shards,
                             std::map<std::string, double>* metrics) {
   if (heldout.empty()) {
     return absl::OkStatus();
   }
-  double sums[2] = {0, 0};  // −Σ log p, targets
-  const auto forward = [&](std::span<const int64_t> rows) -> absl::Status {
-    const TokenBatch batch = MakeTokenBatch(Pick(heldout, rows));
-    COX_ASSIGN_OR_RETURN(const LogprobOutput output,
-                         policy.Logprobs(batch, /*temperature=*/1.0,
-                                         /*want_entropy=*/false));
-    for (size_t i = 0; i < batch.scored.size(); ++i) {
-      if (batch.scored[i] != 0) {
-        sums[0] -= double{output.logprobs[i]};
-        sums[1] += 1;
-      }
-    }
-    return absl::OkStatus();
+  struct Sums {
+    double nll = 0;
+    double targets = 0;
   };
-  COX_RETURN_IF_ERROR(ForMicroBatches(
-      ElementsOfRank(static_cast<int64_t>(heldout.size()), group),
-      micro_batch, forward));
-  COX_RETURN_IF_ERROR(group.AllReduceSum(std::span<double>(sums)));
-  if (sums[1] > 0) {
-    (*metrics)["text/heldout_nll"] = sums[0] / sums[1];
-    (*metrics)["text/heldout_ppl"] = std::exp(sums[0] / sums[1]);
+  std::vector<Sums> own(static_cast<size_t>(shards.own()));
+  COX_RETURN_IF_ERROR(shards.ForOwn([&](int64_t shard, size_t i) {
+    const auto forward = [&](std::span<const int64_t> rows) -> absl::Status {
+      const TokenBatch batch = MakeTokenBatch(Pick(heldout, rows));
+      COX_ASSIGN_OR_RETURN(const LogprobOutput output,
+                           policy.Logprobs(batch, /*temperature=*/1.0,
+                                           /*want_entropy=*/false));
+      for (size_t at = 0; at < batch.scored.size(); ++at) {
+        if (batch.scored[at] != 0) {
+          own[i].nll -= double{output.logprobs[at]};
+          own[i].targets += 1;
+        }
+      }
+      return absl::OkStatus();
+    };
+    return ForMicroBatches(
+        shards.Elements(static_cast<int64_t>(heldout.size()), shard),
+        micro_batch, forward);
+  }));
+  COX_ASSIGN_OR_RETURN(const std::vector<Sums> all, shards.Gather(own));
+  Sums sums;
+  for (const Sums& part : all) {
+    sums.nll += part.nll;
+    sums.targets += part.targets;
+  }
+  if (sums.targets > 0) {
+    (*metrics)["text/heldout_nll"] = sums.nll / sums.targets;
+    (*metrics)["text/heldout_ppl"] = std::exp(sums.nll / sums.targets);
   }
   return absl::OkStatus();
 }

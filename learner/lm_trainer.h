@@ -15,6 +15,7 @@
 
 #include "learner/batching.h"
 #include "learner/optimizer.h"
+#include "learner/shards.h"
 #include "learner/trainer.h"
 #include "lib/data/batch.h"
 #include "lib/data/cursor.h"
@@ -38,15 +39,15 @@ std::unique_ptr<LmSource> MakeExampleSource(std::vector<Sequence> examples,
                                             uint64_t seed, std::string stream);
 
 // Targets: the completion with its end token, or every token but the first
-// with `prompt_loss`. `start` as above: the prompt becomes the instruction.
+// with `prompt_loss` (never an instruction's).
 std::vector<Sequence> SftSequences(const std::vector<SftExample>& examples,
-                                   bool prompt_loss,
-                                   std::optional<int32_t> start = {});
+                                   bool prompt_loss);
 
 struct LmOptions {
   std::string model = "policy";
   int64_t batch = 32;        // sequences per step, over all ranks
-  int64_t micro_batch = 0;   // sequences per backward and rank; 0 = all
+  int64_t micro_batch = 0;   // sequences per backward; 0 = a whole shard
+  int64_t shards = kDefaultShards;
   int64_t total_steps = 1;
   OptimizerOptions optimizer;
   int64_t heldout_every = 50;  // also at step 1 (before its update) and at
@@ -60,27 +61,28 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakeLmTrainer(
     const LmOptions& options, TrainEngine& policy, Collective& group,
     const LmSource& source, std::vector<Sequence> heldout);
 
-// Backward of coef · mean NLL over `positions` of `source` that belong to this
-// rank, into the engine's gradients, without an update. `coef` scales the
-// gradient only. Returns this rank's share of the mean NLL, NaN after a
+// Backward of coef · mean NLL over `positions` of `source` that belong to
+// `shard`, into the engine's gradients, without an update. `coef` scales the
+// gradient only. Returns the shard's share of the mean NLL, NaN after a
 // non-finite output (the gradient is then poisoned).
 struct NllBackwardOptions {
   int64_t first_position = 0;
-  int64_t count = 0;  // over all ranks
+  int64_t count = 0;  // over all shards
   int64_t micro_batch = 0;
   double coef = 1.0;
 };
 absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,
+                                     const Shards& shards, int64_t shard,
                                      const LmSource& source,
-                                     TrainEngine& policy, Collective& group);
+                                     TrainEngine& policy);
 
 // text/heldout_nll and text/heldout_ppl of the weights as they are, at
 // temperature 1, into `metrics`; nothing when `heldout` is empty. A collective
 // call: all ranks pass the same text and get the same values. `micro_batch`
-// bounds the sequences per forward and rank; 0 = all.
+// bounds the sequences per forward; 0 = a whole shard.
 absl::Status MeasureHeldout(const std::vector<Sequence>& heldout,
                             int64_t micro_batch, TrainEngine& policy,
-                            Collective& group,
+                            const Shards& shards,
                             std::map<std::string, double>* metrics);
 
 }  // namespace cox

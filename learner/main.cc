@@ -10,6 +10,7 @@
 #include "lib/base/process.h"
 #include "lib/model/api.h"
 #include "lib/rpc/role_flags.h"
+#include "lib/rpc/tls.h"
 
 namespace cox {
 namespace {
@@ -86,6 +87,10 @@ int Main(int argc, char** argv) {
   }
   InitProcess(flags->die_with_parent);
   InitLog(flags->name);
+  if (const absl::Status tls = InitProcessTls(flags->tls_dir, "learner");
+      !tls.ok()) {
+    return PrintFlagsStatus(tls);
+  }
   LearnerOptions options;
   options.coordinator.address = flags->coordinator;
   options.coordinator.run_id = flags->run_id;
@@ -93,6 +98,10 @@ int Main(int argc, char** argv) {
   options.rank = ranks->rank;
   options.world_size = ranks->world;
   options.bind = flags->bind;
+  options.advertise = flags->advertise;
+  if (!flags->advertise.empty()) {
+    options.rendezvous_host = flags->advertise;
+  }
   options.http_host = flags->http_host;
   options.http_port = flags->http_port;
   options.setup_engines = SetupEngines;

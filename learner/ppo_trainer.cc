@@ -1,6 +1,5 @@
 #include "learner/ppo_trainer.h"
 
-#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -13,12 +12,23 @@ namespace {
 // Sequences per forward over held-out text when micro_batch leaves it open.
 constexpr int64_t kHeldoutRows = 32;
 
-// What a step adds up over its minibatches on this rank.
-struct StepSums {
+// What one shard adds up over the minibatches of a step.
+struct ShardSums {
   PolicySums policy;
   PolicySums first;  // first minibatch of the first epoch
   ValueSums value;
   double ptx = 0;
+  void Merge(const ShardSums& other) {
+    policy.Merge(other.policy);
+    first.Merge(other.first);
+    value.Merge(other.value);
+    ptx += other.ptx;
+  }
+};
+
+// What a step adds up over its minibatches.
+struct StepSums {
+  std::vector<ShardSums> own;  // of this rank's shards; the rest: all ranks'
   double policy_grad_norm = 0;
   double value_grad_norm = 0;
   double lr = 0;
@@ -32,12 +42,12 @@ struct StepSums {
 
 class PpoTrainer final : public StageTrainer {
  public:
-  PpoTrainer(PpoOptions options, const PpoParts& parts,
+  PpoTrainer(PpoOptions options, const PpoParts& parts, Shards shards,
              FlatOptimizer policy_optimizer,
              std::optional<FlatOptimizer> value_optimizer)
       : options_(std::move(options)),
         parts_(parts),
-        reducer_(*parts.group),
+        shards_(std::move(shards)),
         policy_optimizer_(std::move(policy_optimizer)),
         value_optimizer_(std::move(value_optimizer)),
         controller_(*options_.controller) {
@@ -64,7 +74,7 @@ class PpoTrainer final : public StageTrainer {
     if (step == 1) {
       COX_RETURN_IF_ERROR(MeasureText(&result.metrics));
     }
-    COX_RETURN_IF_ERROR(FillModelOutputs(options_, parts_, &batch));
+    COX_RETURN_IF_ERROR(FillModelOutputs(options_, parts_, shards_, &batch));
     if (HasNonFinite(batch)) {
       result.skipped = true;
       ++skipped_;
@@ -72,6 +82,7 @@ class PpoTrainer final : public StageTrainer {
       COX_RETURN_IF_ERROR(
           ComputeAdvantages(options_.rollout, beta, &batch));
       StepSums sums;
+      sums.own.resize(static_cast<size_t>(shards_.own()));
       COX_RETURN_IF_ERROR(RunEpochs(step, batch, &sums));
       COX_RETURN_IF_ERROR(Report(sums, &result));
       result.skipped = sums.policy_updates + sums.value_updates == 0 &&
@@ -79,6 +90,7 @@ class PpoTrainer final : public StageTrainer {
       if (batch.trained_count > 0) {
         COX_RETURN_IF_ERROR(controller_.Update(
             batch.mean_kl, static_cast<double>(batch.trained_count)));
+        controller_.set_beta(std::max(controller_.beta(), options_.kl_min));
       }
     }
     if (step == options_.total_steps) {
@@ -159,8 +171,8 @@ class PpoTrainer final : public StageTrainer {
   absl::Status MeasureText(std::map<std::string, double>* metrics) {
     const int64_t micro =
         options_.micro_batch > 0 ? options_.micro_batch : kHeldoutRows;
-    return MeasureHeldout(parts_.heldout, micro, *parts_.policy,
-                          *parts_.group, metrics);
+    return MeasureHeldout(parts_.heldout, micro, *parts_.policy, shards_,
+                          metrics);
   }
 
   absl::Status RunEpochs(int64_t step, const RolloutBatch& batch,
@@ -196,34 +208,32 @@ class PpoTrainer final : public StageTrainer {
                             const Minibatch& minibatch, int64_t update,
                             bool entropy, StepSums* sums) {
     TrainEngine& policy = *parts_.policy;
-    policy.ZeroGradients();
-    COX_ASSIGN_OR_RETURN(
-        const PolicySums local,
-        PolicyBackward(options_, parts_, batch, minibatch,
-                       entropy || options_.entropy_coef > 0));
+    std::vector<ShardSums> own(sums->own.size());
+    COX_RETURN_IF_ERROR(shards_.Backward(
+        policy, [&](int64_t shard, size_t i) -> absl::Status {
+          COX_ASSIGN_OR_RETURN(
+              own[i].policy,
+              PolicyBackward(options_, parts_, batch, minibatch,
+                             shards_.Elements(minibatch.size(), shard),
+                             entropy || options_.entropy_coef > 0));
+          if (options_.ptx_coef > 0) {
+            COX_ASSIGN_OR_RETURN(own[i].ptx, TextBackward(update, shard));
+          }
+          return absl::OkStatus();
+        }));
     if (options_.target_kl > 0) {
-      PolicyLossSums global = local.loss_sums;
-      COX_RETURN_IF_ERROR(global.AllReduce(reducer_));
-      if (global.Finish().approxkl > 1.5 * options_.target_kl) {
+      COX_ASSIGN_OR_RETURN(const ShardSums all, Fold(own));
+      if (all.policy.loss_sums.Finish().approxkl > 1.5 * options_.target_kl) {
         sums->stopped_early = true;
         return absl::OkStatus();
       }
     }
-    if (options_.ptx_coef > 0) {
-      const NllBackwardOptions ptx = {
-          .first_position = update * options_.ptx_batch,
-          .count = options_.ptx_batch,
-          .micro_batch = options_.micro_batch,
-          .coef = options_.ptx_coef};
-      COX_ASSIGN_OR_RETURN(
-          const double nll,
-          AccumulateNll(ptx, *parts_.ptx, policy, *parts_.group));
-      sums->ptx += nll;
+    for (size_t i = 0; i < own.size(); ++i) {
+      if (sums->policy_minibatches == 0) {
+        own[i].first = own[i].policy;
+      }
+      sums->own[i].Merge(own[i]);
     }
-    if (sums->policy_minibatches == 0) {
-      sums->first = local;
-    }
-    sums->policy.Merge(local);
     ++sums->policy_minibatches;
     snapshot_ = nullptr;
     COX_ASSIGN_OR_RETURN(
@@ -242,13 +252,27 @@ class PpoTrainer final : public StageTrainer {
     return absl::OkStatus();
   }
 
+  // Gradient of the pretraining mix beside that of the policy loss.
+  absl::StatusOr<double> TextBackward(int64_t update, int64_t shard) {
+    return AccumulateNll({.first_position = update * options_.ptx_batch,
+                          .count = options_.ptx_batch,
+                          .micro_batch = options_.micro_batch,
+                          .coef = options_.ptx_coef},
+                         shards_, shard, *parts_.ptx, *parts_.policy);
+  }
+
   absl::Status ValueUpdate(const RolloutBatch& batch,
                            const Minibatch& minibatch, int64_t update,
                            StepSums* sums) {
-    parts_.critic->ZeroGradients();
-    COX_ASSIGN_OR_RETURN(const ValueSums local,
-                         ValueBackward(options_, parts_, batch, minibatch));
-    sums->value.Merge(local);
+    COX_RETURN_IF_ERROR(shards_.Backward(
+        *parts_.critic, [&](int64_t shard, size_t i) -> absl::Status {
+          COX_ASSIGN_OR_RETURN(
+              const ValueSums local,
+              ValueBackward(options_, parts_, batch, minibatch,
+                            shards_.Elements(minibatch.size(), shard)));
+          sums->own[i].value.Merge(local);
+          return absl::OkStatus();
+        }));
     ++sums->value_minibatches;
     COX_ASSIGN_OR_RETURN(
         const FlatOptimizer::Update done,
@@ -263,20 +287,29 @@ class PpoTrainer final : public StageTrainer {
     return absl::OkStatus();
   }
 
-  // Sums over ranks -> metrics.
-  absl::Status Report(StepSums& sums, StepResult* result) {
+  // Sums of all shards, the same on all ranks.
+  absl::StatusOr<ShardSums> Fold(const std::vector<ShardSums>& own) const {
+    COX_ASSIGN_OR_RETURN(const std::vector<ShardSums> all,
+                         shards_.Gather(own));
+    ShardSums sums;
+    for (const ShardSums& part : all) {
+      sums.Merge(part);
+    }
+    return sums;
+  }
+
+  // Sums -> metrics.
+  absl::Status Report(const StepSums& sums, StepResult* result) {
     auto& metrics = result->metrics;
+    COX_ASSIGN_OR_RETURN(const ShardSums all, Fold(sums.own));
     if (sums.policy_minibatches > 0) {
-      COX_RETURN_IF_ERROR(ReportPolicy(sums, &metrics));
+      ReportPolicy(sums, all, &metrics);
     }
     if (sums.value_minibatches > 0) {
       const double n = static_cast<double>(sums.value_minibatches);
-      COX_RETURN_IF_ERROR(
-          reducer_.Sum(std::span<double>(&sums.value.loss, 1)));
-      COX_RETURN_IF_ERROR(sums.value.loss_sums.AllReduce(reducer_));
-      const ValueMetrics value = sums.value.loss_sums.Finish();
+      const ValueMetrics value = all.value.loss_sums.Finish();
       metrics["lr_value"] = sums.value_lr;
-      metrics["loss/value"] = sums.value.loss / n;
+      metrics["loss/value"] = all.value.loss / n;
       metrics["val/error"] = value.error;
       metrics["val/clipfrac"] = value.clipfrac;
       metrics["val/explained_var"] = value.explained_var;
@@ -288,50 +321,40 @@ class PpoTrainer final : public StageTrainer {
     return absl::OkStatus();
   }
 
-  absl::Status ReportPolicy(StepSums& sums,
-                            std::map<std::string, double>* out) {
+  void ReportPolicy(const StepSums& sums, const ShardSums& shards,
+                    std::map<std::string, double>* out) const {
     auto& metrics = *out;
     const double n = static_cast<double>(sums.policy_minibatches);
-    double shared[5] = {sums.policy.loss, sums.ptx, sums.policy.entropy,
-                        sums.policy.entropy_tokens, sums.policy.kl_loss};
-    COX_RETURN_IF_ERROR(reducer_.Sum(std::span<double>(shared)));
-    const double deviation[1] = {sums.first.ratio_max_dev};
-    COX_ASSIGN_OR_RETURN(
-        const std::vector<double> deviations,
-        GatherSlots(std::span<const double>(deviation), reducer_));
-    COX_RETURN_IF_ERROR(sums.policy.loss_sums.AllReduce(reducer_));
-    COX_RETURN_IF_ERROR(sums.first.loss_sums.AllReduce(reducer_));
-    const PolicyMetrics all = sums.policy.loss_sums.Finish();
-    const PolicyMetrics first = sums.first.loss_sums.Finish();
-    metrics["loss/policy"] = shared[0] / n;
+    const PolicySums& policy = shards.policy;
+    const PolicyMetrics all = policy.loss_sums.Finish();
+    const PolicyMetrics first = shards.first.loss_sums.Finish();
+    metrics["loss/policy"] = policy.loss / n;
     if (options_.ptx_coef > 0) {
-      metrics["loss/ptx"] = shared[1] / n;
+      metrics["loss/ptx"] = shards.ptx / n;
     }
     if (options_.loss.kl_beta > 0) {
-      metrics["loss/kl"] = shared[4] / n / options_.loss.kl_beta;
+      metrics["loss/kl"] = policy.kl_loss / n / options_.loss.kl_beta;
     }
-    if (shared[3] > 0) {
-      metrics["policy/entropy"] = shared[2] / shared[3];
+    if (policy.entropy_tokens > 0) {
+      metrics["policy/entropy"] = policy.entropy / policy.entropy_tokens;
     }
     metrics["policy/approxkl"] = all.approxkl;
     metrics["policy/clipfrac"] = all.clipfrac;
     metrics["policy/ratio"] = all.ratio;
     metrics["policy/first_approxkl"] = first.approxkl;
     metrics["policy/first_clipfrac"] = first.clipfrac;
-    metrics["policy/first_ratio_error"] =
-        *std::max_element(deviations.begin(), deviations.end());
+    metrics["policy/first_ratio_error"] = shards.first.ratio_max_dev;
     metrics["policy/updates"] = static_cast<double>(sums.policy_updates);
     metrics["lr"] = sums.lr;
     if (sums.policy_updates > 0) {
       metrics["grad_norm/policy"] =
           sums.policy_grad_norm / static_cast<double>(sums.policy_updates);
     }
-    return absl::OkStatus();
   }
 
   const PpoOptions options_;
   const PpoParts parts_;
-  CollectiveReducer reducer_;
+  Shards shards_;
   FlatOptimizer policy_optimizer_;
   std::optional<FlatOptimizer> value_optimizer_;
   KlController controller_;
@@ -343,6 +366,14 @@ class PpoTrainer final : public StageTrainer {
 };
 
 }  // namespace
+
+absl::StatusOr<ProxMode> ParseProxMode(std::string_view name) {
+  if (name == "recompute") return ProxMode::kRecompute;
+  if (name == "behaviour") return ProxMode::kBehaviour;
+  if (name == "interpolate") return ProxMode::kInterpolate;
+  return absl::InvalidArgumentError(
+      "must be recompute, behaviour or interpolate");
+}
 
 absl::Status PpoOptions::Validate() const {
   if (epochs < 1 || minibatches < 1 || micro_batch < 0 || ptx_batch < 0 ||
@@ -357,6 +388,7 @@ absl::Status PpoOptions::Validate() const {
   COX_RETURN_IF_ERROR(CheckNotNegative("ptx.coef", ptx_coef));
   COX_RETURN_IF_ERROR(CheckNotNegative("entropy_coef", entropy_coef));
   COX_RETURN_IF_ERROR(CheckNotNegative("target_kl", target_kl));
+  COX_RETURN_IF_ERROR(CheckNotNegative("kl_min", kl_min));
   COX_RETURN_IF_ERROR(CheckRange("ema_decay", ema_decay, 0.0, 1.0));
   COX_RETURN_IF_ERROR(loss.Validate());
   if (!controller.has_value()) {
@@ -377,11 +409,15 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
         "and text with ptx.coef");
   }
   PpoOptions resolved = options;
-  // Decoupled: weight by the truncated ratio of proximal to behaviour.
-  if (options.rollout.mode != RolloutSchedule::kSync) {
-    resolved.loss.is_mode = IsMode::kTokenTruncate;
-    resolved.loss.is_hi = 2.0;
+  // Its ratio is that to the behaviour policy: no further weight (§6.4).
+  if (options.loss.kind == PolicyLossKind::kProbDiff) {
+    resolved.prox = ProxMode::kBehaviour;
   }
+  // Decoupled: weight by the truncated ratio of proximal to behaviour.
+  const bool decoupled = options.rollout.mode != RolloutSchedule::kSync &&
+                         resolved.prox != ProxMode::kBehaviour;
+  resolved.loss.is_mode = options.is_mode.value_or(
+      decoupled ? IsMode::kTokenTruncate : IsMode::kNone);
   COX_ASSIGN_OR_RETURN(
       FlatOptimizer policy_optimizer,
       FlatOptimizer::Create(options.optimizer, parts.policy->layout()));
@@ -392,7 +428,10 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
         FlatOptimizer::Create(options.value_optimizer,
                               parts.critic->layout()));
   }
+  COX_ASSIGN_OR_RETURN(Shards shards,
+                       Shards::Create(options.shards, *parts.group));
   return std::make_unique<PpoTrainer>(std::move(resolved), parts,
+                                      std::move(shards),
                                       std::move(policy_optimizer),
                                       std::move(value_optimizer));
 }

@@ -9,9 +9,10 @@
 //      policy (clipped loss + entropy + KL + coef * NLL of text) one update,
 //      critic (clipped value loss)                               one update
 //
-// The clip centre is always the proximal log-prob, recomputed here, so that
-// the ratio of the first minibatch is exactly 1; in fixed_lag and streaming
-// the loss is also weighted by min(proximal / behaviour, 2) (§7).
+// The clip centre is the proximal log-prob, recomputed here unless `prox` says
+// otherwise, so that the ratio of the first minibatch is exactly 1; in
+// fixed_lag and streaming the loss is also weighted by proximal / behaviour,
+// truncated at 2 unless `is_mode` says otherwise (§7).
 
 #include <cstdint>
 #include <memory>
@@ -26,15 +27,25 @@
 
 namespace cox {
 
+// Where the proximal log-probs come from (§7). kBehaviour and kInterpolate
+// save the forward pass; rewards and advantages then use the behaviour's.
+enum class ProxMode { kRecompute, kBehaviour, kInterpolate };
+absl::StatusOr<ProxMode> ParseProxMode(std::string_view name);
+
 struct PpoOptions {
   RolloutOptions rollout;     // stage, schedule, estimator, reward shape
   uint64_t seed = 0;
-  PolicyLossOptions loss;     // is_mode is set from the schedule
+  PolicyLossOptions loss;     // its is_mode is replaced by the one below
+  // nullopt: none in sync and where the weight is 1 anyway, else
+  // token_truncate. kNone: no weights.
+  std::optional<IsMode> is_mode;
+  ProxMode prox = ProxMode::kRecompute;
   double t_max = 0;           // of loss_agg const, tokens
   double temperature = 1.0;   // of generation
   int64_t epochs = 1;
   int64_t minibatches = 1;    // optimizer steps per epoch
-  int64_t micro_batch = 0;    // sequences per backward and rank; 0 = all
+  int64_t micro_batch = 0;    // sequences per backward; 0 = a whole shard
+  int64_t shards = kDefaultShards;
   std::optional<double> value_clip = 0.2;
   double entropy_coef = 0;
   double target_kl = 0;       // leave the epochs above 1.5 times this; 0 = off
@@ -42,6 +53,7 @@ struct PpoOptions {
   OptimizerOptions value_optimizer;
   int64_t value_warmup_steps = 0;  // first steps train the critic only
   std::optional<KlController> controller;  // required
+  double kl_min = 0;          // least beta the controller may reach
   double ptx_coef = 0;        // 0 = off
   int64_t ptx_batch = 0;      // sequences per minibatch, over all ranks
   double ema_decay = 0;       // 0 = off

@@ -86,14 +86,13 @@ LossNormalizer CountRows(const RolloutBatch& batch,
   return normalizer;
 }
 
-std::vector<int64_t> RowsOfRank(const std::vector<int64_t>& rows,
-                                const Collective& group) {
-  std::vector<int64_t> mine;
-  for (const int64_t j :
-       ElementsOfRank(static_cast<int64_t>(rows.size()), group)) {
-    mine.push_back(rows[static_cast<size_t>(j)]);
+std::vector<int64_t> RowsAt(const Minibatch& minibatch,
+                            std::span<const int64_t> places) {
+  std::vector<int64_t> rows;
+  for (const int64_t place : places) {
+    rows.push_back(minibatch.rows[static_cast<size_t>(place)]);
   }
-  return mine;
+  return rows;
 }
 
 // Adds −coef · agg(entropy) to the loss: gradient by entropy, and the value.
@@ -115,6 +114,26 @@ absl::StatusOr<double> EntropyBonus(const PpoOptions& options,
   return loss;
 }
 
+// The proximal log-probs, constant in the gradient. While step s trains, the
+// weights are on their way from version s - 1 to s.
+absl::StatusOr<std::vector<double>> ClipCentre(
+    const PpoOptions& options, const Part& part,
+    const std::vector<double>& policy, Mask mask) {
+  const RolloutBatch& batch = part.batch;
+  if (options.prox != ProxMode::kInterpolate) {
+    return part.Take(batch.proximal);
+  }
+  std::vector<int64_t> versions;
+  for (const int64_t row : part.rows) {
+    versions.insert(versions.end(), static_cast<size_t>(part.shape.cols),
+                    batch.version[static_cast<size_t>(row)]);
+  }
+  const std::vector<double> behaviour = part.Take(batch.behaviour);
+  return ProxInterpolate<double>(
+      part.shape, behaviour, policy, mask,
+      {versions, batch.current_version, batch.current_version + 1});
+}
+
 // Loss, gradient and sums of one micro-batch's outputs.
 absl::Status PolicyPart(const PpoOptions& options, const Part& part,
                         const LossNormalizer& normalizer,
@@ -128,11 +147,14 @@ absl::Status PolicyPart(const PpoOptions& options, const Part& part,
   const RolloutBatch& batch = part.batch;
   const std::vector<uint8_t> mask = part.TakeMask(batch.mask);
   const std::vector<double> policy = part.Gather(output.logprobs, 0);
-  const std::vector<double> proximal = part.Take(batch.proximal);
+  COX_ASSIGN_OR_RETURN(const std::vector<double> proximal,
+                       ClipCentre(options, part, policy, mask));
   const std::vector<double> advantages = part.Take(batch.advantages);
   const std::vector<double> reference = part.Take(batch.reference);
   std::vector<double> behaviour;
-  if (options.rollout.mode != RolloutSchedule::kSync) {
+  if (options.loss.is_mode != IsMode::kNone ||
+      options.loss.off_policy_delta.has_value() ||
+      options.loss.kind == PolicyLossKind::kProbDiff) {
     behaviour = part.Take(batch.behaviour);
   }
   const PolicyLossInput<double> input = {.shape = part.shape,
@@ -254,13 +276,16 @@ std::vector<Minibatch> MakeMinibatches(const RolloutBatch& batch,
 }
 
 absl::Status FillModelOutputs(const PpoOptions& options, const PpoParts& parts,
-                              RolloutBatch* batch) {
+                              const Shards& shards, RolloutBatch* batch) {
   const auto forward = [&](std::span<const int64_t> rows) -> absl::Status {
     const Part part(*batch, rows);
-    COX_ASSIGN_OR_RETURN(const LogprobOutput output,
-                         parts.policy->Logprobs(part.tokens,
-                                                options.temperature,
-                                                /*want_entropy=*/false));
+    LogprobOutput output;
+    if (options.prox == ProxMode::kRecompute) {
+      COX_ASSIGN_OR_RETURN(output,
+                           parts.policy->Logprobs(part.tokens,
+                                                  options.temperature,
+                                                  /*want_entropy=*/false));
+    }
     std::vector<float> values;
     double gain = 1;
     double bias = 0;
@@ -276,7 +301,10 @@ absl::Status FillModelOutputs(const PpoOptions& options, const PpoParts& parts,
     };
     part.ForTokens(0, [&](size_t i, size_t place) {
       if (batch->mask[global(i)] != 0) {
-        batch->proximal[global(i)] = output.logprobs[place];
+        batch->proximal[global(i)] =
+            options.prox == ProxMode::kRecompute
+                ? output.logprobs[place]
+                : static_cast<float>(batch->behaviour[global(i)]);
       }
     });
     if (parts.critic != nullptr) {
@@ -287,14 +315,14 @@ absl::Status FillModelOutputs(const PpoOptions& options, const PpoParts& parts,
     }
     return absl::OkStatus();
   };
-  // An excluded sequence needs no forward pass.
-  std::vector<int64_t> rows;
-  for (const int64_t row : ElementsOfRank(batch->shape.rows, *parts.group)) {
-    if (batch->trained[static_cast<size_t>(row)] != 0) {
-      rows.push_back(row);
-    }
-  }
-  COX_RETURN_IF_ERROR(ForMicroBatches(rows, options.micro_batch, forward));
+  COX_RETURN_IF_ERROR(shards.ForOwn([&](int64_t shard, size_t) {
+    std::vector<int64_t> rows = shards.Elements(batch->shape.rows, shard);
+    // An excluded sequence needs no forward pass.
+    std::erase_if(rows, [&](int64_t row) {
+      return batch->trained[static_cast<size_t>(row)] == 0;
+    });
+    return ForMicroBatches(rows, options.micro_batch, forward);
+  }));
   COX_RETURN_IF_ERROR(
       parts.group->AllReduceSum(std::span<float>(batch->proximal)));
   if (parts.critic != nullptr) {
@@ -308,6 +336,7 @@ absl::StatusOr<PolicySums> PolicyBackward(const PpoOptions& options,
                                           const PpoParts& parts,
                                           const RolloutBatch& batch,
                                           const Minibatch& minibatch,
+                                          std::span<const int64_t> places,
                                           bool want_entropy) {
   PolicySums sums;
   const auto backward = [&](std::span<const int64_t> rows) -> absl::Status {
@@ -319,9 +348,8 @@ absl::StatusOr<PolicySums> PolicyBackward(const PpoOptions& options,
                             &sums);
         });
   };
-  COX_RETURN_IF_ERROR(
-      ForMicroBatches(RowsOfRank(minibatch.rows, *parts.group),
-                      options.micro_batch, backward));
+  COX_RETURN_IF_ERROR(ForMicroBatches(RowsAt(minibatch, places),
+                                      options.micro_batch, backward));
   if (!sums.finite) {
     PoisonGradient(*parts.policy);
   }
@@ -331,7 +359,8 @@ absl::StatusOr<PolicySums> PolicyBackward(const PpoOptions& options,
 absl::StatusOr<ValueSums> ValueBackward(const PpoOptions& options,
                                         const PpoParts& parts,
                                         const RolloutBatch& batch,
-                                        const Minibatch& minibatch) {
+                                        const Minibatch& minibatch,
+                                        std::span<const int64_t> places) {
   ValueSums sums;
   const auto backward = [&](std::span<const int64_t> rows) -> absl::Status {
     const Part part(batch, rows);
@@ -342,9 +371,8 @@ absl::StatusOr<ValueSums> ValueBackward(const PpoOptions& options,
                            gradient, &sums);
         });
   };
-  COX_RETURN_IF_ERROR(
-      ForMicroBatches(RowsOfRank(minibatch.rows, *parts.group),
-                      options.micro_batch, backward));
+  COX_RETURN_IF_ERROR(ForMicroBatches(RowsAt(minibatch, places),
+                                      options.micro_batch, backward));
   if (!sums.finite) {
     PoisonGradient(*parts.critic);
   }

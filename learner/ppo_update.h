@@ -1,7 +1,7 @@
 #ifndef COX_LEARNER_PPO_UPDATE_H_
 #define COX_LEARNER_PPO_UPDATE_H_
 
-// Forward and backward passes of one rank over parts of a RolloutBatch. Used
+// Forward and backward passes over shards of a RolloutBatch. Used
 // by ppo_trainer.cc only.
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace cox {
 
-// This rank's share of one minibatch's sums.
+// A shard's share of one minibatch's sums.
 struct PolicySums {
   double loss = 0;
   double kl_loss = 0;         // its KL term, weighted
@@ -31,9 +31,10 @@ struct ValueSums {
   void Merge(const ValueSums& other);
 };
 
-// One minibatch: rows of the batch, over all ranks, in permuted order.
+// One minibatch: rows of the batch, over all shards, in permuted order.
 struct Minibatch {
-  std::vector<int64_t> rows;  // place p belongs to rank p % world
+  int64_t size() const { return static_cast<int64_t>(rows.size()); }
+  std::vector<int64_t> rows;  // place p belongs to shard p % shards
   LossNormalizer policy;      // counts of all its rows
   LossNormalizer value;
 };
@@ -46,21 +47,23 @@ std::vector<Minibatch> MakeMinibatches(const RolloutBatch& batch,
                                        int64_t epoch);
 
 // Fills batch->proximal and, with a critic, batch->values: each rank runs its
-// sequences, the sum of zero-filled arrays gives every rank all of them.
+// shards of the batch, the sum of zero-filled arrays gives every rank all.
 absl::Status FillModelOutputs(const PpoOptions& options, const PpoParts& parts,
-                              RolloutBatch* batch);
+                              const Shards& shards, RolloutBatch* batch);
 
-// Accumulate gradients of this rank's rows. A non-finite output poisons the
-// gradient and clears `finite`.
+// Accumulate gradients of one shard, `places` in the minibatch. A non-finite
+// output poisons the gradient and clears `finite`.
 absl::StatusOr<PolicySums> PolicyBackward(const PpoOptions& options,
                                           const PpoParts& parts,
                                           const RolloutBatch& batch,
                                           const Minibatch& minibatch,
+                                          std::span<const int64_t> places,
                                           bool want_entropy);
 absl::StatusOr<ValueSums> ValueBackward(const PpoOptions& options,
                                         const PpoParts& parts,
                                         const RolloutBatch& batch,
-                                        const Minibatch& minibatch);
+                                        const Minibatch& minibatch,
+                                        std::span<const int64_t> places);
 
 }  // namespace cox
 

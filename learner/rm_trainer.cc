@@ -29,13 +29,33 @@ struct FlatComparisons {
   }
 };
 
+// Over a training batch, or a shard of it.
+struct BatchSums {
+  double loss = 0;
+  double correct = 0;  // pairs
+  double margin = 0;
+  double pairs = 0;
+  double scores = 0;   // their number, sum and sum of squares
+  double score_sum = 0;
+  double score_squares = 0;
+  void Add(const BatchSums& other) {
+    loss += other.loss;
+    correct += other.correct;
+    margin += other.margin;
+    pairs += other.pairs;
+    scores += other.scores;
+    score_sum += other.score_sum;
+    score_squares += other.score_squares;
+  }
+};
+
 class RmTrainer final : public StageTrainer {
  public:
-  RmTrainer(RmOptions options, TrainEngine& reward, Collective& group,
-            RmData data, FlatOptimizer optimizer)
+  RmTrainer(RmOptions options, TrainEngine& reward, Shards shards, RmData data,
+            FlatOptimizer optimizer)
       : options_(std::move(options)),
         reward_(reward),
-        group_(group),
+        shards_(std::move(shards)),
         data_(std::move(data)),
         cursor_(static_cast<int64_t>(data_.train.size()), options_.seed,
                 absl::StrCat("rm/", options_.stage)),
@@ -48,26 +68,22 @@ class RmTrainer final : public StageTrainer {
     }
     StepResult result;
     const std::vector<const Comparison*> batch = Batch(step, &result);
-    reward_.ZeroGradients();
-    // loss, correct, margin, pairs; scores, their sum and sum of squares
-    double sums[7] = {0, 0, 0, 0, 0, 0, 0};
-    COX_RETURN_IF_ERROR(Backward(batch, sums));
+    COX_ASSIGN_OR_RETURN(const BatchSums sums, Backward(batch));
     snapshot_ = nullptr;
     COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
-                         optimizer_.Apply(step - 1, reward_, group_));
-    COX_RETURN_IF_ERROR(group_.AllReduceSum(std::span<double>(sums)));
+                         optimizer_.Apply(step - 1, reward_, shards_.group()));
     step_ = step;
     result.skipped = update.skipped;
-    result.metrics["loss/rm"] = sums[0];
+    result.metrics["loss/rm"] = sums.loss;
     result.metrics["lr"] = update.lr;
     result.metrics["grad_norm/rm"] = update.grad_norm;
-    if (sums[3] > 0) {
-      result.metrics["rm/accuracy"] = sums[1] / sums[3];
-      result.metrics["rm/margin"] = sums[2] / sums[3];
-      const double mean = sums[5] / sums[4];
+    if (sums.pairs > 0) {
+      result.metrics["rm/accuracy"] = sums.correct / sums.pairs;
+      result.metrics["rm/margin"] = sums.margin / sums.pairs;
+      const double mean = sums.score_sum / sums.scores;
       result.metrics["rm/mean"] = mean;
-      result.metrics["rm/std"] =
-          std::sqrt(std::max(0.0, sums[6] / sums[4] - mean * mean));
+      result.metrics["rm/std"] = std::sqrt(
+          std::max(0.0, sums.score_squares / sums.scores - mean * mean));
     }
     if (step == options_.total_steps) {
       COX_RETURN_IF_ERROR(Finish(&result.metrics));
@@ -137,14 +153,31 @@ class RmTrainer final : public StageTrainer {
     return batch;
   }
 
-  absl::Status Backward(const std::vector<const Comparison*>& batch,
-                        std::span<double, 7> sums) {
-    FlatComparisons all;
+  // Gradients of this rank's shards; returns the sums over all shards.
+  absl::StatusOr<BatchSums> Backward(
+      const std::vector<const Comparison*>& batch) {
+    FlatComparisons flat;
     for (const Comparison* comparison : batch) {
-      all.Add(*comparison);
+      flat.Add(*comparison);
     }
     const double total =
-        static_cast<double>(CountRankedPrompts(all.ranks, all.sizes));
+        static_cast<double>(CountRankedPrompts(flat.ranks, flat.sizes));
+    std::vector<BatchSums> own(static_cast<size_t>(shards_.own()));
+    COX_RETURN_IF_ERROR(shards_.Backward(
+        reward_, [&](int64_t shard, size_t i) {
+          return ShardBackward(batch, shard, total, &own[i]);
+        }));
+    COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all,
+                         shards_.Gather(own));
+    BatchSums sums;
+    for (const BatchSums& part : all) {
+      sums.Add(part);
+    }
+    return sums;
+  }
+
+  absl::Status ShardBackward(const std::vector<const Comparison*>& batch,
+                             int64_t shard, double total, BatchSums* sums) {
     bool finite = true;
     const auto backward = [&](std::span<const int64_t> part) -> absl::Status {
       FlatComparisons flat;
@@ -165,24 +198,25 @@ class RmTrainer final : public StageTrainer {
                 RmPairwiseLoss<float>(scores, flat.ranks, flat.sizes,
                                       options_.loss, total));
             std::copy(loss.grad.begin(), loss.grad.end(), gradient.begin());
-            sums[0] += loss.loss;
-            sums[1] += static_cast<double>(loss.correct);
-            sums[2] += loss.margin_sum;
-            sums[3] += static_cast<double>(loss.pairs);
+            BatchSums part_sums = {.loss = loss.loss,
+                                   .correct = static_cast<double>(loss.correct),
+                                   .margin = loss.margin_sum,
+                                   .pairs = static_cast<double>(loss.pairs)};
             for (const float score : scores) {
-              sums[4] += 1;
-              sums[5] += double{score};
-              sums[6] += double{score} * double{score};
+              part_sums.scores += 1;
+              part_sums.score_sum += double{score};
+              part_sums.score_squares += double{score} * double{score};
             }
+            sums->Add(part_sums);
             return absl::OkStatus();
           });
     };
     COX_RETURN_IF_ERROR(ForMicroBatches(
-        ElementsOfRank(static_cast<int64_t>(batch.size()), group_),
+        shards_.Elements(static_cast<int64_t>(batch.size()), shard),
         options_.micro_batch, backward));
     if (!finite) {
       PoisonGradient(reward_);
-      sums[0] = std::numeric_limits<double>::quiet_NaN();
+      sums->loss = std::numeric_limits<double>::quiet_NaN();
     }
     return absl::OkStatus();
   }
@@ -194,29 +228,38 @@ class RmTrainer final : public StageTrainer {
     if (comparisons.empty()) {
       return absl::OkStatus();
     }
-    double sums[3] = {0, 0, 0};  // correct, margin, pairs
-    const auto forward = [&](std::span<const int64_t> part) -> absl::Status {
-      FlatComparisons flat;
-      for (const int64_t j : part) {
-        flat.Add(comparisons[static_cast<size_t>(j)]);
-      }
-      COX_ASSIGN_OR_RETURN(const std::vector<float> scores,
-                           reward_.Scores(MakeTokenBatch(flat.rows)));
-      COX_ASSIGN_OR_RETURN(const RmLossResult<float> loss,
-                           RmPairwiseLoss<float>(scores, flat.ranks,
-                                                 flat.sizes, options_.loss));
-      sums[0] += static_cast<double>(loss.correct);
-      sums[1] += loss.margin_sum;
-      sums[2] += static_cast<double>(loss.pairs);
-      return absl::OkStatus();
-    };
-    COX_RETURN_IF_ERROR(ForMicroBatches(
-        ElementsOfRank(static_cast<int64_t>(comparisons.size()), group_),
-        ForwardRows(), forward));
-    COX_RETURN_IF_ERROR(group_.AllReduceSum(std::span<double>(sums)));
-    if (sums[2] > 0) {
-      (*metrics)[absl::StrCat("rm/", name, "_accuracy")] = sums[0] / sums[2];
-      (*metrics)[absl::StrCat("rm/", name, "_margin")] = sums[1] / sums[2];
+    std::vector<BatchSums> own(static_cast<size_t>(shards_.own()));
+    COX_RETURN_IF_ERROR(shards_.ForOwn([&](int64_t shard, size_t i) {
+      const auto forward = [&](std::span<const int64_t> part) -> absl::Status {
+        FlatComparisons flat;
+        for (const int64_t j : part) {
+          flat.Add(comparisons[static_cast<size_t>(j)]);
+        }
+        COX_ASSIGN_OR_RETURN(const std::vector<float> scores,
+                             reward_.Scores(MakeTokenBatch(flat.rows)));
+        COX_ASSIGN_OR_RETURN(const RmLossResult<float> loss,
+                             RmPairwiseLoss<float>(scores, flat.ranks,
+                                                   flat.sizes, options_.loss));
+        own[i].Add({.correct = static_cast<double>(loss.correct),
+                    .margin = loss.margin_sum,
+                    .pairs = static_cast<double>(loss.pairs)});
+        return absl::OkStatus();
+      };
+      return ForMicroBatches(
+          shards_.Elements(static_cast<int64_t>(comparisons.size()), shard),
+          ForwardRows(), forward);
+    }));
+    COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all,
+                         shards_.Gather(own));
+    BatchSums sums;
+    for (const BatchSums& part : all) {
+      sums.Add(part);
+    }
+    if (sums.pairs > 0) {
+      (*metrics)[absl::StrCat("rm/", name, "_accuracy")] =
+          sums.correct / sums.pairs;
+      (*metrics)[absl::StrCat("rm/", name, "_margin")] =
+          sums.margin / sums.pairs;
     }
     return absl::OkStatus();
   }
@@ -229,20 +272,24 @@ class RmTrainer final : public StageTrainer {
       return absl::OkStatus();
     }
     const int64_t count = static_cast<int64_t>(data_.demonstrations.size());
-    const std::vector<int64_t> mine = ElementsOfRank(count, group_);
+    std::vector<int64_t> mine;
     std::vector<double> local;
-    const auto forward = [&](std::span<const int64_t> part) -> absl::Status {
-      std::vector<const Sequence*> rows;
-      for (const int64_t j : part) {
-        rows.push_back(&data_.demonstrations[static_cast<size_t>(j)]);
-      }
-      COX_ASSIGN_OR_RETURN(const std::vector<float> scores,
-                           reward_.Scores(MakeTokenBatch(rows)));
-      local.insert(local.end(), scores.begin(), scores.end());
-      return absl::OkStatus();
-    };
-    COX_RETURN_IF_ERROR(ForMicroBatches(mine, ForwardRows(), forward));
-    CollectiveReducer reducer(group_);
+    COX_RETURN_IF_ERROR(shards_.ForOwn([&](int64_t shard, size_t) {
+      const auto forward = [&](std::span<const int64_t> part) -> absl::Status {
+        std::vector<const Sequence*> rows;
+        for (const int64_t j : part) {
+          rows.push_back(&data_.demonstrations[static_cast<size_t>(j)]);
+        }
+        COX_ASSIGN_OR_RETURN(const std::vector<float> scores,
+                             reward_.Scores(MakeTokenBatch(rows)));
+        mine.insert(mine.end(), part.begin(), part.end());
+        local.insert(local.end(), scores.begin(), scores.end());
+        return absl::OkStatus();
+      };
+      return ForMicroBatches(shards_.Elements(count, shard), ForwardRows(),
+                             forward);
+    }));
+    CollectiveReducer reducer(shards_.group());
     COX_ASSIGN_OR_RETURN(const std::vector<double> scores,
                          GatherRows(local, mine, count, reducer));
     COX_ASSIGN_OR_RETURN(normalizer_,
@@ -259,7 +306,7 @@ class RmTrainer final : public StageTrainer {
 
   const RmOptions options_;
   TrainEngine& reward_;
-  Collective& group_;
+  Shards shards_;
   const RmData data_;
   const ShuffledCursor cursor_;
   FlatOptimizer optimizer_;
@@ -282,11 +329,12 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakeRmTrainer(
   if (data.train.empty()) {
     return absl::InvalidArgumentError("rm: no comparisons to train on");
   }
+  COX_ASSIGN_OR_RETURN(Shards shards, Shards::Create(options.shards, group));
   COX_ASSIGN_OR_RETURN(
       FlatOptimizer optimizer,
       FlatOptimizer::Create(options.optimizer, reward.layout()));
-  return std::make_unique<RmTrainer>(options, reward, group, std::move(data),
-                                     std::move(optimizer));
+  return std::make_unique<RmTrainer>(options, reward, std::move(shards),
+                                     std::move(data), std::move(optimizer));
 }
 
 }  // namespace cox

@@ -12,6 +12,7 @@
 
 #include "learner/comparisons.h"
 #include "learner/optimizer.h"
+#include "learner/shards.h"
 #include "learner/trainer.h"
 #include "lib/algo/rm_loss.h"
 #include "lib/algo/rollout.h"
@@ -23,7 +24,8 @@ struct RmOptions {
   uint64_t seed = 0;
   int64_t batch = 32;       // prompts per step, over all ranks; the last step
                             // of a pass over the data may have fewer
-  int64_t micro_batch = 0;  // prompts per backward and rank; 0 = all
+  int64_t micro_batch = 0;  // prompts per backward; 0 = a whole shard
+  int64_t shards = kDefaultShards;
   int64_t total_steps = 1;
   RmPairwiseOptions loss;
   OptimizerOptions optimizer;

@@ -158,6 +158,58 @@ void CountShares(std::span<const Trajectory> trajectories,
   batch->metrics["rollout/units"] = static_cast<double>(units.size());
 }
 
+void Exclude(int64_t row, RolloutBatch* batch) {
+  for (int64_t t = 0; t < batch->shape.cols; ++t) {
+    const size_t i = batch->At(row, t);
+    batch->mask[i] = 0;
+    batch->behaviour[i] = 0;
+    batch->reference[i] = 0;
+  }
+  batch->trained[static_cast<size_t>(row)] = 0;
+  batch->scores[static_cast<size_t>(row)] = 0;
+  --batch->trained_count;
+}
+
+// Dynamic sampling (docs/algorithms.md §6): a prompt whose answers all have one
+// score teaches an estimator of groups nothing. Prompts are taken in unit
+// order, so that the choice is a function of the batch.
+absl::Status SelectPrompts(const RolloutOptions& options,
+                           RolloutBatch* batch) {
+  std::vector<int64_t> rows;
+  std::vector<int64_t> groups;
+  std::vector<double> scores;
+  const ShapeRewardsOptions& shape = options.shape;
+  for (int64_t b = 0; b < batch->shape.rows; ++b) {
+    const size_t i = static_cast<size_t>(b);
+    if (batch->trained[i] == 0) continue;
+    rows.push_back(b);
+    groups.push_back(batch->group[i]);
+    scores.push_back(ShapeScore(batch->scores[i], batch->finish[i],
+                                shape.missing_stop, shape.missing_stop_value,
+                                shape.score_clip));
+  }
+  COX_ASSIGN_OR_RETURN(const std::vector<uint8_t> differs,
+                       DynamicFilter(scores, groups));
+  double filtered = 0;
+  double reserve = 0;
+  std::set<int64_t> kept;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const bool full = options.train_prompts > 0 && !kept.contains(groups[i]) &&
+                      static_cast<int64_t>(kept.size()) >=
+                          options.train_prompts;
+    if (differs[i] != 0 && !full) {
+      kept.insert(groups[i]);
+      continue;
+    }
+    (differs[i] == 0 ? filtered : reserve) += 1;
+    Exclude(rows[i], batch);
+  }
+  batch->metrics["rollout/filtered"] = filtered;
+  batch->metrics["rollout/reserve"] = reserve;
+  batch->metrics["rollout/trained_prompts"] = static_cast<double>(kept.size());
+  return absl::OkStatus();
+}
+
 // Mean and standard deviation of masked values, for metrics only.
 Moments MaskedMoments(std::span<const double> values, Mask mask) {
   Moments moments;
@@ -289,6 +341,7 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
   RolloutBatch batch;
   batch.shape.rows = static_cast<int64_t>(trajectories.size());
   batch.shape.cols = 1;
+  batch.current_version = step - 1;
   for (const Trajectory& trajectory : trajectories) {
     batch.shape.cols =
         std::max(batch.shape.cols,
@@ -311,6 +364,7 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
     batch.finish.push_back(trajectory.finish);
     batch.scores.push_back(trained ? *trajectory.reward_total : 0.0);
     batch.same_version.push_back(trajectory.version.step == step - 1 ? 1 : 0);
+    batch.version.push_back(trajectory.version.step);
     const auto group = groups.try_emplace(
         {trajectory.id.unit, trajectory.id.prompt},
         static_cast<int64_t>(groups.size()));
@@ -319,12 +373,23 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
       COX_RETURN_IF_ERROR(CheckLogprobs(trajectory, options));
       batch.has_reference &= !trajectory.reference_logprobs.empty();
       FillRow(trajectory, b, &batch);
+      if (options.overlong_cache > 0) {
+        COX_ASSIGN_OR_RETURN(
+            const double penalty,
+            OverlongPenalty(
+                static_cast<int64_t>(trajectory.response_ids.size()),
+                options.overlong_max, options.overlong_cache));
+        batch.scores.back() += penalty;
+      }
       ++batch.trained_count;
       totals.Add(trajectory, step);
     }
   }
   totals.Finish(&batch);
   CountShares(trajectories, &batch);
+  if (options.dynamic_sampling) {
+    COX_RETURN_IF_ERROR(SelectPrompts(options, &batch));
+  }
   return batch;
 }
 

@@ -34,6 +34,13 @@ struct RolloutOptions {
   bool whiten_rewards = false;    // where token rewards are used
   ShapeRewardsOptions shape;      // beta is given at each step
   bool needs_reference = true;    // beta or a KL loss may be above 0
+  // Soft penalty for long answers, added to the score before `shape` (§6).
+  int64_t overlong_max = 0;
+  int64_t overlong_cache = 0;  // 0 = off
+  // Train only on prompts whose answers have different scores, on the first
+  // `train_prompts` of them (0 = all).
+  bool dynamic_sampling = false;
+  int64_t train_prompts = 0;
 };
 
 // All arrays are [N, T], row-major, 0 where `mask` is 0. T = longest answer.
@@ -44,6 +51,7 @@ struct RolloutBatch {
   std::vector<uint8_t> trained;        // [N], 0 = excluded
   std::vector<int64_t> group;          // [N], equal for samples of a prompt
   std::vector<uint8_t> same_version;   // [N], sampled from the current weights
+  std::vector<int64_t> version;        // [N], steps behind the sampling weights
   std::vector<FinishReason> finish;    // [N]
   std::vector<double> scores;          // [N], 0 where excluded
   std::vector<double> behaviour;
@@ -61,6 +69,7 @@ struct RolloutBatch {
 
   std::map<std::string, double> metrics;
   int64_t trained_count = 0;
+  int64_t current_version = 0;  // of the weights at the step's start
 
   size_t At(int64_t row, int64_t t) const {
     return static_cast<size_t>(row * shape.cols + t);
@@ -72,7 +81,10 @@ struct RolloutBatch {
 // admits none, design invariant 5); INVALID_ARGUMENT when log-probs that
 // training needs are absent. Metrics: objective/{scores,gold,entropy},
 // rollout/{stop_frac,length,length_max,prompt_length,excluded,abort_frac,
-// unscored_frac,units,group_std}, async/{staleness_max,staleness_mean}.
+// unscored_frac,units,group_std}, async/{staleness_max,staleness_mean}. With
+// dynamic_sampling also rollout/{filtered,reserve,trained_prompts}: what it
+// takes out is excluded like an answer without a reward, but those metrics are
+// over all scored answers.
 absl::StatusOr<RolloutBatch> MakeRolloutBatch(
     int64_t step, std::span<const Trajectory> trajectories,
     const RolloutOptions& options);

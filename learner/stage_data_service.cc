@@ -20,17 +20,6 @@ std::vector<std::string> ToVector(const Paths& paths) {
   return {paths.begin(), paths.end()};
 }
 
-// The decoder's first token of an encoder-decoder model.
-std::optional<int32_t> DecoderStart(const ModelConfig& model) {
-  if (model.family != ModelFamily::kInstructEncdec) {
-    return std::nullopt;
-  }
-  if (model.bos_id.has_value()) {
-    return model.bos_id;
-  }
-  return model.eos_ids.empty() ? 0 : model.eos_ids.front();
-}
-
 int32_t EndId(const StageContext& context) {
   return context.eos_ids.empty() ? -1 : context.eos_ids.front();
 }
@@ -76,29 +65,17 @@ std::vector<Sequence> StreamBlocks(const PackedTokens& packed,
   return blocks;
 }
 
-// Examples of files with prompt and completion, cut to `sequence_length`.
+// Examples of files with prompt and completion.
 absl::StatusOr<std::vector<Sequence>> LoadExamples(
     const StageContext& context, const ModelConfig& model,
     const std::vector<std::string>& paths, int64_t sequence_length) {
   COX_ASSIGN_OR_RETURN(const Dataset dataset, LoadDataset(*context.fs, paths));
-  const TokenizeOptions options = {.max_prompt_tokens = sequence_length - 1,
-                                   .max_response_tokens = sequence_length,
-                                   .max_total_tokens = sequence_length,
-                                   .end_id = EndId(context),
-                                   .truncate_responses = true,
-                                   .chat = std::nullopt};
-  COX_ASSIGN_OR_RETURN(
-      const std::vector<SftExample> examples,
-      TokenizeSft(dataset, *context.tokenizer, options));
-  std::vector<Sequence> sequences =
-      SftSequences(examples, context.config.sft().prompt_loss(),
-                   DecoderStart(model));
-  for (Sequence& sequence : sequences) {
-    if (sequence.length() > sequence_length) {
-      sequence.ids.resize(static_cast<size_t>(sequence_length));
-    }
-  }
-  return sequences;
+  TokenizeOptions options = SftTokenizeOptions(
+      sequence_length, EndId(context), model.DecoderStart());
+  options.chat = context.chat;
+  COX_ASSIGN_OR_RETURN(const std::vector<SftExample> examples,
+                       TokenizeSft(dataset, *context.tokenizer, options));
+  return SftSequences(examples, context.config.sft().prompt_loss());
 }
 
 absl::StatusOr<std::vector<Sequence>> LoadTextHeldout(
@@ -106,7 +83,7 @@ absl::StatusOr<std::vector<Sequence>> LoadTextHeldout(
     int64_t sequence_length) {
   COX_ASSIGN_OR_RETURN(const PackedTokens packed,
                        LoadPacked(context, ToVector(paths), sequence_length));
-  return StreamBlocks(packed, DecoderStart(model));
+  return StreamBlocks(packed, model.DecoderStart());
 }
 
 absl::StatusOr<std::vector<Sequence>> LoadSftHeldout(
@@ -150,6 +127,15 @@ absl::StatusOr<std::vector<Comparison>> ReadComparisons(
   return rows;
 }
 
+ComparisonOptions ReadOptions(const StageContext& context,
+                              const ModelConfig& model) {
+  return {.tokenizer = context.tokenizer.get(),
+          .end_id = EndId(context),
+          .vocab_size = model.vocab_size,
+          .max_positions = model.max_positions,
+          .start = model.DecoderStart()};
+}
+
 // A file of the run; `optional`: absent or empty gives no rows.
 absl::StatusOr<std::vector<Comparison>> FetchComparisons(
     const StageContext& context, const std::string& name, bool optional,
@@ -165,6 +151,24 @@ absl::StatusOr<std::vector<Comparison>> FetchComparisons(
   return rows;
 }
 
+// `paths`, or what stage collect wrote.
+absl::StatusOr<std::vector<Comparison>> LoadComparisons(
+    const StageContext& context, const Paths& paths,
+    const ComparisonOptions& options) {
+  return paths.empty() ? FetchComparisons(context, "comparisons.jsonl",
+                                          /*optional=*/false, options)
+                       : ReadComparisons(context, paths, options);
+}
+absl::StatusOr<std::vector<Comparison>> LoadHeldoutComparisons(
+    const StageContext& context, const Paths& paths,
+    const ComparisonOptions& options) {
+  if (paths.empty() && HasStage(context.config, "collect")) {
+    return FetchComparisons(context, "comparisons.heldout.jsonl",
+                            /*optional=*/true, options);
+  }
+  return ReadComparisons(context, paths, options);
+}
+
 }  // namespace
 
 absl::StatusOr<LmData> LoadPretrainData(const StageContext& context,
@@ -172,7 +176,7 @@ absl::StatusOr<LmData> LoadPretrainData(const StageContext& context,
   const v1::LmSettings& settings = context.config.pretrain();
   COX_RETURN_IF_ERROR(CheckText(context, "pretrain",
                                 settings.sequence_length(), model));
-  const std::optional<int32_t> start = DecoderStart(model);
+  const std::optional<int32_t> start = model.DecoderStart();
   LmData data;
   COX_ASSIGN_OR_RETURN(PackedTokens train,
                        LoadPacked(context, ToVector(settings.train()),
@@ -221,10 +225,10 @@ absl::StatusOr<std::unique_ptr<LmSource>> LoadPtxText(
   COX_ASSIGN_OR_RETURN(
       PackedTokens text,
       LoadPacked(context, ToVector(paths), ptx.sequence_length()));
-  return MakePackedSource(std::move(text), DecoderStart(model));
+  return MakePackedSource(std::move(text), model.DecoderStart());
 }
 
-absl::StatusOr<std::vector<Sequence>> LoadPpoHeldout(
+absl::StatusOr<std::vector<Sequence>> LoadMeasuredText(
     const StageContext& context, const ModelConfig& model) {
   if (context.tokenizer == nullptr || EndId(context) < 0) {
     return std::vector<Sequence>();  // a run over token ids has no text
@@ -246,29 +250,12 @@ absl::StatusOr<std::vector<Sequence>> LoadPpoHeldout(
 absl::StatusOr<RmData> LoadRmData(const StageContext& context,
                                   const ModelConfig& model) {
   const v1::RmSettings& rm = context.config.rm();
-  const ComparisonOptions options = {.tokenizer = context.tokenizer.get(),
-                                     .end_id = EndId(context),
-                                     .vocab_size = model.vocab_size,
-                                     .max_positions = model.max_positions,
-                                     .start = DecoderStart(model)};
+  const ComparisonOptions options = ReadOptions(context, model);
   RmData data;
-  if (rm.comparisons().empty()) {
-    COX_ASSIGN_OR_RETURN(data.train,
-                         FetchComparisons(context, "comparisons.jsonl",
-                                          /*optional=*/false, options));
-  } else {
-    COX_ASSIGN_OR_RETURN(
-        data.train, ReadComparisons(context, rm.comparisons(), options));
-  }
-  if (!rm.heldout().empty()) {
-    COX_ASSIGN_OR_RETURN(data.heldout,
-                         ReadComparisons(context, rm.heldout(), options));
-  } else if (HasStage(context.config, "collect")) {
-    COX_ASSIGN_OR_RETURN(
-        data.heldout,
-        FetchComparisons(context, "comparisons.heldout.jsonl",
-                         /*optional=*/true, options));
-  }
+  COX_ASSIGN_OR_RETURN(data.train,
+                       LoadComparisons(context, rm.comparisons(), options));
+  COX_ASSIGN_OR_RETURN(
+      data.heldout, LoadHeldoutComparisons(context, rm.heldout(), options));
   COX_ASSIGN_OR_RETURN(data.human,
                        ReadComparisons(context, rm.human_pairs(), options));
   const Paths& demonstrations = rm.demonstrations().empty()
@@ -286,6 +273,45 @@ absl::StatusOr<RmData> LoadRmData(const StageContext& context,
     }
   }
   return data;
+}
+
+absl::StatusOr<DpoData> LoadDpoData(const StageContext& context,
+                                    const ModelConfig& model) {
+  const v1::DpoSettings& dpo = context.config.dpo();
+  const ComparisonOptions options = ReadOptions(context, model);
+  DpoData data;
+  COX_ASSIGN_OR_RETURN(data.train,
+                       LoadComparisons(context, dpo.comparisons(), options));
+  COX_ASSIGN_OR_RETURN(
+      data.heldout, LoadHeldoutComparisons(context, dpo.heldout(), options));
+  return data;
+}
+
+absl::StatusOr<std::vector<LabelledRow>> LoadKtoData(
+    const StageContext& context, const ModelConfig& model) {
+  const ComparisonOptions options = ReadOptions(context, model);
+  std::vector<LabelledRow> rows;
+  if (context.config.kto().train().empty()) {
+    COX_ASSIGN_OR_RETURN(const std::vector<Comparison> comparisons,
+                         LoadComparisons(context, {}, options));
+    for (const Comparison& comparison : comparisons) {
+      rows.push_back(LabelsOf(comparison));
+    }
+    return rows;
+  }
+  for (const std::string& path : context.config.kto().train()) {
+    COX_ASSIGN_OR_RETURN(const std::string jsonl, context.fs->ReadAll(path));
+    COX_ASSIGN_OR_RETURN(std::vector<LabelledRow> part,
+                         ParseLabelledRows(path, jsonl, options));
+    std::move(part.begin(), part.end(), std::back_inserter(rows));
+  }
+  return rows;
+}
+
+absl::StatusOr<std::vector<Comparison>> LoadRftData(
+    const StageContext& context, const ModelConfig& model) {
+  return LoadComparisons(context, context.config.rft().comparisons(),
+                         ReadOptions(context, model));
 }
 
 }  // namespace cox

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "learner/preference_trainer.h"
 #include "learner/rm_trainer.h"
 #include "learner/stage_service.h"
 
@@ -28,12 +29,19 @@ absl::StatusOr<LmData> LoadSftData(const StageContext& context,
 // Text of ppo.ptx, or of pretrain.train.
 absl::StatusOr<std::unique_ptr<LmSource>> LoadPtxText(
     const StageContext& context, const ModelConfig& model);
-// What stage ppo measures: text of pretrain.heldout, else of sft.heldout, cut
+// What stages ppo, dpo, kto and rft measure: text of pretrain.heldout, else of sft.heldout, cut
 // to the model's positions. Empty when none is named or there is no text.
-absl::StatusOr<std::vector<Sequence>> LoadPpoHeldout(
+absl::StatusOr<std::vector<Sequence>> LoadMeasuredText(
     const StageContext& context, const ModelConfig& model);
 absl::StatusOr<RmData> LoadRmData(const StageContext& context,
                                   const ModelConfig& model);
+absl::StatusOr<DpoData> LoadDpoData(const StageContext& context,
+                                    const ModelConfig& model);
+absl::StatusOr<std::vector<LabelledRow>> LoadKtoData(
+    const StageContext& context, const ModelConfig& model);
+// All ranked answers that stage rft chooses from.
+absl::StatusOr<std::vector<Comparison>> LoadRftData(
+    const StageContext& context, const ModelConfig& model);
 
 }  // namespace cox
 

@@ -64,6 +64,31 @@ absl::Status ReadLoss(const v1::PpoSettings& ppo, PolicyLossOptions* loss) {
   return absl::OkStatus();
 }
 
+// How answers that the current weights did not sample are weighted (§7).
+absl::Status ReadOffPolicy(const v1::PpoSettings& ppo, PpoOptions* options) {
+  if (ppo.is_mode() != "auto") {
+    COX_ASSIGN_OR_RETURN(options->is_mode, ParseIsMode(ppo.is_mode()));
+  }
+  options->loss.is_lo = ppo.is_low();
+  options->loss.is_hi = ppo.is_high();
+  COX_ASSIGN_OR_RETURN(options->prox, ParseProxMode(ppo.prox()));
+  if (ppo.off_policy_delta() > 0) {
+    options->loss.off_policy_delta = ppo.off_policy_delta();
+  }
+  return absl::OkStatus();
+}
+
+// Which answers train, and what their length costs (§6).
+void ReadSelection(const v1::RunConfig& config, RolloutOptions* rollout) {
+  const v1::PpoSettings& ppo = config.ppo();
+  rollout->dynamic_sampling = ppo.dynamic_sampling();
+  rollout->train_prompts = ppo.train_prompts();
+  rollout->overlong_cache = ppo.overlong_cache();
+  rollout->overlong_max = ppo.overlong_max() > 0
+                              ? ppo.overlong_max()
+                              : config.generation().max_new_tokens();
+}
+
 absl::StatusOr<KlController> ReadController(const v1::PpoSettings& ppo) {
   if (ppo.kl_control() == "adaptive") {
     return KlController::Adaptive(ppo.kl_coef(), ppo.kl_target(),
@@ -143,6 +168,7 @@ absl::StatusOr<RmOptions> ReadRm(const v1::RunConfig& config, int32_t stage,
   options.stage = stage;
   options.seed = config.seed();
   options.batch = rm.batch();
+  options.shards = config.numerics().shards();
   options.total_steps = total_steps;
   options.loss.margin = rm.margin();
   options.loss.center = rm.center();
@@ -154,6 +180,65 @@ absl::StatusOr<RmOptions> ReadRm(const v1::RunConfig& config, int32_t stage,
     options.normalize = rm.normalize() == "gain" ? NormalizeMode::kGain
                                                  : NormalizeMode::kBias;
   }
+  return options;
+}
+
+namespace {
+
+template <typename Settings>
+absl::StatusOr<PreferenceTrainOptions> ReadPreference(
+    const Settings& settings, uint64_t seed, int32_t stage,
+    int64_t total_steps) {
+  PreferenceTrainOptions options;
+  options.stage = stage;
+  options.seed = seed;
+  options.batch = settings.batch();
+  options.micro_batch = settings.micro_batch();
+  options.total_steps = total_steps;
+  COX_ASSIGN_OR_RETURN(options.optimizer,
+                       ReadOptimizer(settings.optimizer(), total_steps));
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<DpoStageOptions> ReadDpo(const v1::RunConfig& config,
+                                        int32_t stage, int64_t total_steps) {
+  const v1::DpoSettings& dpo = config.dpo();
+  DpoStageOptions options;
+  COX_ASSIGN_OR_RETURN(
+      options.train, ReadPreference(dpo, config.seed(), stage, total_steps));
+  options.train.shards = config.numerics().shards();
+  COX_ASSIGN_OR_RETURN(options.loss.kind, ParsePreferenceKind(dpo.kind()));
+  options.loss.beta = dpo.beta();
+  options.loss.label_smoothing = dpo.label_smoothing();
+  options.loss.length_norm = dpo.ipo_length_norm();
+  return options;
+}
+
+absl::StatusOr<KtoStageOptions> ReadKto(const v1::RunConfig& config,
+                                        int32_t stage, int64_t total_steps) {
+  const v1::KtoSettings& kto = config.kto();
+  KtoStageOptions options;
+  COX_ASSIGN_OR_RETURN(
+      options.train, ReadPreference(kto, config.seed(), stage, total_steps));
+  options.train.shards = config.numerics().shards();
+  options.loss.beta = kto.beta();
+  options.loss.lambda_d = kto.lambda_desirable();
+  options.loss.lambda_u = kto.lambda_undesirable();
+  return options;
+}
+
+absl::StatusOr<LmOptions> ReadRft(const v1::RunConfig& config,
+                                  int64_t total_steps) {
+  const v1::RftSettings& rft = config.rft();
+  LmOptions options;
+  options.batch = rft.batch();
+  options.micro_batch = rft.micro_batch();
+  options.shards = config.numerics().shards();
+  options.total_steps = total_steps;
+  COX_ASSIGN_OR_RETURN(options.optimizer,
+                       ReadOptimizer(rft.optimizer(), total_steps));
   return options;
 }
 
@@ -173,6 +258,8 @@ absl::StatusOr<PpoOptions> ReadPpo(const v1::RunConfig& config, int32_t stage,
   options.rollout.whiten_rewards = ppo.whiten_rewards();
   COX_RETURN_IF_ERROR(ReadRewardShape(ppo, &options.rollout));
   COX_RETURN_IF_ERROR(ReadLoss(ppo, &options.loss));
+  COX_RETURN_IF_ERROR(ReadOffPolicy(ppo, &options));
+  ReadSelection(config, &options.rollout);
   options.seed = config.seed();
   options.t_max = static_cast<double>(
       ppo.max_new_tokens_const() > 0 ? ppo.max_new_tokens_const()
@@ -181,6 +268,7 @@ absl::StatusOr<PpoOptions> ReadPpo(const v1::RunConfig& config, int32_t stage,
   options.epochs = ppo.epochs();
   options.minibatches = ppo.minibatches();
   options.micro_batch = ppo.micro_batch();
+  options.shards = config.numerics().shards();
   options.value_clip = ppo.value_clip() > 0
                            ? std::optional<double>(ppo.value_clip())
                            : std::nullopt;
@@ -194,6 +282,7 @@ absl::StatusOr<PpoOptions> ReadPpo(const v1::RunConfig& config, int32_t stage,
                        ReadOptimizer(ppo.value_optimizer(), updates));
   options.value_warmup_steps = ppo.value_warmup_steps();
   COX_ASSIGN_OR_RETURN(options.controller, ReadController(ppo));
+  options.kl_min = ppo.kl_min();
   options.ptx_coef = ppo.ptx().coef();
   options.ptx_batch = ppo.ptx().batch();
   options.ema_decay = ppo.ema_decay();

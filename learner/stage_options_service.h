@@ -9,6 +9,7 @@
 #include "cox/v1/run_config.pb.h"
 #include "learner/lm_trainer.h"
 #include "learner/ppo_trainer.h"
+#include "learner/preference_trainer.h"
 #include "learner/rm_trainer.h"
 #include "lib/base/status.h"
 #include "lib/engine/model_config.h"
@@ -28,6 +29,20 @@ absl::StatusOr<LmOptions> ReadLm(const cox::v1::LmSettings& settings,
                                  int64_t total_steps);
 absl::StatusOr<RmOptions> ReadRm(const cox::v1::RunConfig& config,
                                  int32_t stage, int64_t total_steps);
+struct DpoStageOptions {
+  PreferenceTrainOptions train;
+  PreferenceOptions loss;
+};
+absl::StatusOr<DpoStageOptions> ReadDpo(const cox::v1::RunConfig& config,
+                                        int32_t stage, int64_t total_steps);
+struct KtoStageOptions {
+  PreferenceTrainOptions train;
+  KtoOptions loss;
+};
+absl::StatusOr<KtoStageOptions> ReadKto(const cox::v1::RunConfig& config,
+                                        int32_t stage, int64_t total_steps);
+absl::StatusOr<LmOptions> ReadRft(const cox::v1::RunConfig& config,
+                                  int64_t total_steps);
 absl::StatusOr<PpoOptions> ReadPpo(const cox::v1::RunConfig& config,
                                    int32_t stage, int64_t total_steps);
 

@@ -4,7 +4,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "learner/best_of.h"
 #include "learner/ppo_trainer.h"
+#include "learner/preference_trainer.h"
 #include "learner/rm_trainer.h"
 #include "learner/stage_data_service.h"
 #include "learner/stage_options_service.h"
@@ -75,6 +77,17 @@ absl::StatusOr<SnapshotPtr> PolicyOf(const StageContext& context,
   return policy;
 }
 
+// Folder of the reward model: of stage rm, else reward.path; "" = none.
+absl::StatusOr<std::string> RewardFolder(const StageContext& context,
+                                         const v1::Assignment& assignment) {
+  if (Names(assignment.reward())) {
+    COX_RETURN_IF_ERROR(Verify(context, assignment.reward()));
+    return JoinPath(assignment.reward().directory(), "reward");
+  }
+  const v1::RewardSettings& reward = context.config.reward();
+  return reward.kind() == "rm" ? reward.path() : std::string();
+}
+
 // The critic starts as the reward model, head, gain and bias included
 // (docs/algorithms.md §14), else with a fresh head on the policy's trunk.
 absl::StatusOr<SnapshotPtr> CriticOf(const StageContext& context,
@@ -86,14 +99,8 @@ absl::StatusOr<SnapshotPtr> CriticOf(const StageContext& context,
     return critic;
   }
   const uint64_t seed = context.config.seed();
-  const v1::RewardSettings& reward = context.config.reward();
-  std::string folder;
-  if (Names(assignment.reward())) {
-    COX_RETURN_IF_ERROR(Verify(context, assignment.reward()));
-    folder = JoinPath(assignment.reward().directory(), "reward");
-  } else if (reward.kind() == "rm" && !reward.path().empty()) {
-    folder = reward.path();
-  }
+  COX_ASSIGN_OR_RETURN(const std::string folder,
+                       RewardFolder(context, assignment));
   if (folder.empty()) {
     return WithHead(policy, HeadKind::kScalar, "critic", seed);
   }
@@ -114,9 +121,10 @@ absl::Status BuildLm(const StageContext& context,
                : LoadSftData(context, run->policy->config(),
                              assignment.stage()));
   COX_ASSIGN_OR_RETURN(
-      const LmOptions options,
+      LmOptions options,
       ReadLm(pretrain ? context.config.pretrain() : context.config.sft(),
              assignment.total_steps()));
+  options.shards = context.config.numerics().shards();
   run->source = std::move(data.source);
   COX_ASSIGN_OR_RETURN(run->trainer,
                        MakeLmTrainer(options, *run->policy, *context.group,
@@ -168,7 +176,7 @@ absl::Status BuildPpo(const StageContext& context,
                          LoadPtxText(context, run->policy->config()));
   }
   COX_ASSIGN_OR_RETURN(std::vector<Sequence> heldout,
-                       LoadPpoHeldout(context, run->policy->config()));
+                       LoadMeasuredText(context, run->policy->config()));
   COX_ASSIGN_OR_RETURN(
       run->trainer,
       MakePpoTrainer(options, {.policy = run->policy.get(),
@@ -176,6 +184,112 @@ absl::Status BuildPpo(const StageContext& context,
                                .group = context.group,
                                .ptx = run->source.get(),
                                .heldout = std::move(heldout)}));
+  return absl::OkStatus();
+}
+
+// The policy to train, and the reference: model.reference, else the weights
+// that the stage starts from.
+absl::StatusOr<std::unique_ptr<TrainEngine>> LoadPreferenceEngines(
+    const StageContext& context, const v1::Assignment& assignment,
+    StageRun* run) {
+  COX_ASSIGN_OR_RETURN(SnapshotPtr policy, PolicyOf(context, assignment));
+  COX_RETURN_IF_ERROR(CheckVocabulary(context, *policy));
+  COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, std::move(policy)));
+  const std::string& folder = context.config.model().reference();
+  SnapshotPtr reference;
+  if (folder.empty()) {
+    COX_ASSIGN_OR_RETURN(
+        reference, StartingPolicy(context, assignment.policy(), "reference"));
+  } else {
+    COX_ASSIGN_OR_RETURN(reference,
+                         LoadModel(*context.fs, folder, "reference"));
+  }
+  COX_RETURN_IF_ERROR(CheckVocabulary(context, *reference));
+  return LoadEngine(context, std::move(reference));
+}
+
+absl::Status BuildDpo(const StageContext& context,
+                      const v1::Assignment& assignment, StageRun* run) {
+  COX_ASSIGN_OR_RETURN(const std::unique_ptr<TrainEngine> reference,
+                       LoadPreferenceEngines(context, assignment, run));
+  const ModelConfig& model = run->policy->config();
+  COX_ASSIGN_OR_RETURN(const DpoData data, LoadDpoData(context, model));
+  COX_ASSIGN_OR_RETURN(const DpoStageOptions options,
+                       ReadDpo(context.config, assignment.stage(),
+                               assignment.total_steps()));
+  PreferenceParts parts = {.policy = run->policy.get(),
+                           .reference = reference.get(),
+                           .group = context.group};
+  COX_ASSIGN_OR_RETURN(parts.text, LoadMeasuredText(context, model));
+  COX_ASSIGN_OR_RETURN(
+      run->trainer, MakeDpoTrainer(options.train, options.loss, parts, data));
+  return absl::OkStatus();
+}
+
+absl::Status BuildKto(const StageContext& context,
+                      const v1::Assignment& assignment, StageRun* run) {
+  COX_ASSIGN_OR_RETURN(const std::unique_ptr<TrainEngine> reference,
+                       LoadPreferenceEngines(context, assignment, run));
+  const ModelConfig& model = run->policy->config();
+  COX_ASSIGN_OR_RETURN(const std::vector<LabelledRow> data,
+                       LoadKtoData(context, model));
+  COX_ASSIGN_OR_RETURN(const KtoStageOptions options,
+                       ReadKto(context.config, assignment.stage(),
+                               assignment.total_steps()));
+  PreferenceParts parts = {.policy = run->policy.get(),
+                           .reference = reference.get(),
+                           .group = context.group};
+  COX_ASSIGN_OR_RETURN(parts.text, LoadMeasuredText(context, model));
+  COX_ASSIGN_OR_RETURN(
+      run->trainer, MakeKtoTrainer(options.train, options.loss, parts, data));
+  return absl::OkStatus();
+}
+
+// The best answer of each row, chosen by the ranking or by the reward model.
+absl::StatusOr<std::vector<Sequence>> ChooseBest(
+    const StageContext& context, const v1::Assignment& assignment,
+    const LmOptions& options, const std::vector<Comparison>& rows) {
+  if (context.config.rft().select() != "reward") {
+    return BestByRank(rows);
+  }
+  COX_ASSIGN_OR_RETURN(const std::string folder,
+                       RewardFolder(context, assignment));
+  if (folder.empty()) {
+    return absl::InvalidArgumentError(
+        "rft.select: reward, but there is no reward model");
+  }
+  COX_ASSIGN_OR_RETURN(SnapshotPtr model,
+                       LoadModel(*context.fs, folder, "reward"));
+  COX_ASSIGN_OR_RETURN(const std::unique_ptr<TrainEngine> reward,
+                       LoadEngine(context, std::move(model)));
+  COX_ASSIGN_OR_RETURN(const Shards shards,
+                       Shards::Create(options.shards, *context.group));
+  return BestByReward(rows, options.batch, *reward, shards);
+}
+
+absl::Status BuildRft(const StageContext& context,
+                      const v1::Assignment& assignment, StageRun* run) {
+  COX_ASSIGN_OR_RETURN(SnapshotPtr policy, PolicyOf(context, assignment));
+  COX_RETURN_IF_ERROR(CheckVocabulary(context, *policy));
+  COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, std::move(policy)));
+  const ModelConfig& model = run->policy->config();
+  COX_ASSIGN_OR_RETURN(const std::vector<Comparison> rows,
+                       LoadRftData(context, model));
+  COX_ASSIGN_OR_RETURN(const LmOptions options,
+                       ReadRft(context.config, assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(std::vector<Sequence> best,
+                       ChooseBest(context, assignment, options, rows));
+  if (best.empty()) {
+    return absl::InvalidArgumentError("rft: no answer to train on");
+  }
+  run->source =
+      MakeExampleSource(std::move(best), context.config.seed(),
+                        absl::StrCat("rft/", assignment.stage()));
+  COX_ASSIGN_OR_RETURN(std::vector<Sequence> text,
+                       LoadMeasuredText(context, model));
+  COX_ASSIGN_OR_RETURN(run->trainer,
+                       MakeLmTrainer(options, *run->policy, *context.group,
+                                     *run->source, std::move(text)));
   return absl::OkStatus();
 }
 
@@ -192,6 +306,12 @@ absl::StatusOr<StageRun> BuildStage(const StageContext& context,
     COX_RETURN_IF_ERROR(BuildLm(context, assignment, &run));
   } else if (kind == "rm") {
     COX_RETURN_IF_ERROR(BuildRm(context, assignment, &run));
+  } else if (kind == "rft") {
+    COX_RETURN_IF_ERROR(BuildRft(context, assignment, &run));
+  } else if (kind == "dpo") {
+    COX_RETURN_IF_ERROR(BuildDpo(context, assignment, &run));
+  } else if (kind == "kto") {
+    COX_RETURN_IF_ERROR(BuildKto(context, assignment, &run));
   } else if (kind == "ppo") {
     COX_RETURN_IF_ERROR(BuildPpo(context, assignment, &run));
   } else {

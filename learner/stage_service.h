@@ -6,6 +6,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,9 @@ namespace cox {
 struct StageContext {
   cox::v1::RunConfig config;  // resolved
   std::shared_ptr<const Tokenizer> tokenizer;  // null with tokenizer none
+  // tokenizer_config.json of the run, for its checkpoints; empty = none.
+  std::string tokenizer_config;
+  std::optional<ChatTemplateOptions> chat;  // for rows of messages
   std::vector<int32_t> eos_ids;
   int32_t pad_id = 0;
   int64_t vocab_size = 0;

@@ -6,12 +6,15 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "lib/base/failpoint.h"
 #include "lib/base/log.h"
+#include "lib/engine/canary.h"
 #include "lib/rpc/error_reason.h"
 
 namespace cox {
@@ -22,8 +25,6 @@ namespace v1 = cox::v1;
 constexpr absl::Duration kBatchPoll = absl::Seconds(10);
 // Steps without any finite update after which a person has to look.
 constexpr int64_t kMaxSkippedInARow = 5;
-// A checkpoint on the way out is written only when it fits a grace period.
-constexpr uint64_t kCheapCheckpointBytes = uint64_t{256} << 20;
 
 double SecondsSince(MonoTime start) {
   return absl::ToDoubleSeconds(Clock::Real().Now() - start);
@@ -74,9 +75,18 @@ absl::Status Learner::Train(const v1::Assignment& assignment) {
   heartbeater_->SetState(absl::StrCat("loading stage ", assignment.stage(),
                                       " ", assignment.stage_kind()));
   COX_ASSIGN_OR_RETURN(stage.run, BuildStage(context_, assignment));
-  COX_RETURN_IF_ERROR(CheckSameWeights(&stage));
   const int64_t resumed = stage.run.trainer->completed_steps();
-  stage.checkpointed = resumed;
+  stage.resumed = resumed;
+  COX_RETURN_IF_ERROR(CheckSameWeights(&stage));
+  stage.lineage.emplace(
+      LineageOptions{.total_steps = assignment.total_steps(),
+                     .checkpoint_every = context_.config.checkpoint().every(),
+                     .has_batches = stage.is_ppo,
+                     .speaks = options_.rank == 0,
+                     .lag = stage.lag,
+                     .checkpoint_beside = true,
+                     .rules = {}},
+      resumed);
   LogInfo("stage starts", {Field("stage", assignment.stage()),
                            {"kind", assignment.stage_kind()},
                            Field("after_step", resumed),
@@ -84,19 +94,56 @@ absl::Status Learner::Train(const v1::Assignment& assignment) {
                            Field("steps", assignment.total_steps())});
   if (stage.is_ppo && options_.rank == 0) {
     COX_RETURN_IF_ERROR(PublishOrders(assignment));
-    COX_RETURN_IF_ERROR(LoadOlderVersions(&stage));
-    COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> current,
-                         stage.run.trainer->Trained());
-    COX_RETURN_IF_ERROR(PublishPolicy(&stage, resumed, current));
   }
-  for (int64_t step = resumed + 1; step <= assignment.total_steps(); ++step) {
-    const absl::Status status = stop_.HasBeenNotified()
-                                    ? absl::CancelledError("stopped")
-                                    : TrainStep(&stage, step);
+  while (true) {
+    COX_RETURN_IF_ERROR(FollowCheckpoint(&stage, /*wait=*/false));
+    const LineageAction action = stage.lineage->Next();
+    if (action.kind == LineageAction::Kind::kDone) {
+      return absl::OkStatus();
+    }
+    if (action.kind == LineageAction::Kind::kAwaitCheckpoint) {
+      COX_RETURN_IF_ERROR(FollowCheckpoint(&stage, /*wait=*/true));
+      continue;
+    }
+    const absl::Status status = Act(&stage, action);
     if (absl::IsCancelled(status) && options_.rank == 0) {
       CheckpointBeforeLeaving(&stage);
     }
     COX_RETURN_IF_ERROR(status);
+    stage.lineage->OnDone(action);
+  }
+}
+
+absl::Status Learner::Act(Stage* stage, const LineageAction& action) {
+  using Kind = LineageAction::Kind;
+  const bool border = action.kind == Kind::kTakeBatch ||
+                      (action.kind == Kind::kTrain && !stage->is_ppo);
+  if (border) {
+    stage->step_start = Clock::Real().Now();
+    stage->wait_s = 0;
+    if (stop_.HasBeenNotified()) {
+      return absl::CancelledError("stopped");
+    }
+  }
+  switch (action.kind) {
+    case Kind::kPublish:
+      return PublishVersionOf(stage, action.step);
+    case Kind::kTakeBatch: {
+      COX_ASSIGN_OR_RETURN(stage->input, TakeBatch(stage, action.step));
+      stage->wait_s = SecondsSince(stage->step_start);
+      return absl::OkStatus();
+    }
+    case Kind::kTrain:
+      return TrainStep(stage, action.step);
+    case Kind::kCheckpoint:
+      return BeginStageCheckpoint(stage, action.step);
+    case Kind::kCommit:
+      return CommitTrained(stage, action);
+    case Kind::kRetain:
+      return CommitStageCheckpoint(stage);
+    case Kind::kAwaitCheckpoint:
+    case Kind::kDone:
+      break;
   }
   return absl::OkStatus();
 }
@@ -112,11 +159,17 @@ absl::Status Learner::CheckSameWeights(Stage* stage) {
       AsBytes(hash), std::as_writable_bytes(std::span<char>(all))));
   for (size_t at = 0; at < all.size(); at += hash.size()) {
     if (all.compare(at, hash.size(), hash) != 0) {
-      return absl::DataLossError(absl::StrCat(
-          "rank ", at / hash.size(), " starts stage ",
-          stage->assignment.stage(), " from weights ",
-          all.substr(at, hash.size()), ", rank ", options_.rank, " from ",
-          hash));
+      const int64_t step = stage->run.trainer->completed_steps();
+      const std::string text = absl::StrCat(
+          "after step ", step, " of stage ", stage->assignment.stage(),
+          " rank ", at / hash.size(), " has weights ",
+          all.substr(at, hash.size()), ", rank ", options_.rank, " has ",
+          hash);
+      // From a checkpoint that is the checkpoint's fault. On the way it is a
+      // machine's: the next group starts from a checkpoint and computes the
+      // steps again.
+      return step == stage->resumed ? absl::DataLossError(text)
+                                    : absl::AbortedError(text);
     }
   }
   return absl::OkStatus();
@@ -164,71 +217,71 @@ absl::StatusOr<BatchInput> Learner::TakeBatch(Stage* stage, int64_t step) {
 }
 
 absl::Status Learner::TrainStep(Stage* stage, int64_t step) {
-  stage->step_start = Clock::Real().Now();
-  COX_ASSIGN_OR_RETURN(const BatchInput input, TakeBatch(stage, step));
-  stage->wait_s = SecondsSince(stage->step_start);
   heartbeater_->SetState(absl::StrCat("training step ", step));
+  if (HitFailpoint("learner.memory") == FailAction::kFlip) {
+    float& value = stage->run.policy->Parameters().front();
+    value = std::bit_cast<float>(std::bit_cast<uint32_t>(value) ^ 0x10000u);
+  }
   const MonoTime train_start = Clock::Real().Now();
-  COX_ASSIGN_OR_RETURN(const StepResult result,
-                       stage->run.trainer->Step(step, input));
+  COX_ASSIGN_OR_RETURN(stage->result,
+                       stage->run.trainer->Step(step, stage->input));
+  stage->input = BatchInput();
   stage->train_s = SecondsSince(train_start);
-  stage->skipped_in_a_row = result.skipped ? stage->skipped_in_a_row + 1 : 0;
+  HitFailpoint("learner.trained");
+  const int64_t every = context_.config.audit().replicas_every();
+  if (group_->world_size() > 1 && every > 0 && step % every == 0) {
+    COX_RETURN_IF_ERROR(CheckSameWeights(stage));
+  }
+  stage->skipped_in_a_row =
+      stage->result.skipped ? stage->skipped_in_a_row + 1 : 0;
   if (stage->skipped_in_a_row >= kMaxSkippedInARow) {
     return absl::DataLossError(absl::StrCat(
         "training diverged: ", stage->skipped_in_a_row,
         " steps in a row up to step ", step, " of stage ",
         stage->assignment.stage(), " had no finite gradient"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status Learner::CommitTrained(Stage* stage,
+                                    const LineageAction& action) {
+  const int64_t step = action.step;
   absl::Status committed;
   if (options_.rank == 0) {
     heartbeater_->SetState(absl::StrCat("committing step ", step),
                            "coordinator");
-    committed = CommitOnRankZero(stage, step, result);
+    committed = CommitOnRankZero(stage, action);
   } else {
     heartbeater_->SetState(absl::StrCat("waiting for step ", step), "rank 0");
   }
   COX_RETURN_IF_ERROR(ShareVerdict(committed));
-  stage->last_batch = result.batch_sha256;
-  LogStep(stage, step, result);
-  // No unit is generated from the last version, and the stage may be over.
-  const bool last = step == stage->assignment.total_steps();
-  if (stage->is_ppo && options_.rank == 0 && !last) {
-    const MonoTime publish_start = Clock::Real().Now();
-    COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> snapshot,
-                         stage->run.trainer->Trained());
-    COX_RETURN_IF_ERROR(PublishPolicy(stage, step, snapshot));
-    stage->publish_s = SecondsSince(publish_start);
-  }
+  stage->last_batch = stage->result.batch_sha256;
+  LogStep(stage, step, stage->result);
   return absl::OkStatus();
 }
 
-absl::Status Learner::CommitOnRankZero(Stage* stage, int64_t step,
-                                       const StepResult& result) {
+absl::Status Learner::CommitOnRankZero(Stage* stage,
+                                       const LineageAction& action) {
   COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> trained,
                        stage->run.trainer->Trained());
+  const StepResult& result = stage->result;
   v1::CommitStepRequest request;
   request.set_stage(stage->assignment.stage());
-  request.set_step(step);
+  request.set_step(action.step);
   request.set_batch_sha256(result.batch_sha256);
   request.set_weight_hash(trained->content_hash);
   request.set_skipped(result.skipped);
-  const bool last = step == stage->assignment.total_steps();
-  stage->checkpoint_s = 0;
-  if (last || step % context_.config.checkpoint().every() == 0) {
-    const MonoTime start = Clock::Real().Now();
-    std::string state_sha256;
-    COX_RETURN_IF_ERROR(WriteStageCheckpoint(stage, step, result.batch_sha256,
-                                             request.mutable_checkpoint(),
-                                             &state_sha256));
-    request.set_state_sha256(state_sha256);
-    stage->checkpoint_s = SecondsSince(start);
-  }
   std::map<std::string, double> metrics = result.metrics;
   const double step_s = SecondsSince(stage->step_start);
   metrics["timing_s/step"] = step_s;
   metrics["timing_s/wait_batch"] = stage->wait_s;
   metrics["timing_s/train"] = stage->train_s;
   metrics["timing_s/checkpoint"] = stage->checkpoint_s;
+  stage->checkpoint_s = 0;
+  metrics["checkpoint/unsaved_steps"] =
+      static_cast<double>(action.step - stage->lineage->checkpointed());
+  metrics["checkpoint/failures"] =
+      static_cast<double>(stage->checkpoint_failures);
   metrics["perf/wait_frac"] = step_s > 0 ? stage->wait_s / step_s : 0;
   metrics["perf/rss_bytes"] = static_cast<double>(ResidentBytes());
   if (stage->is_ppo && step_s > 0) {
@@ -247,140 +300,35 @@ absl::Status Learner::CommitOnRankZero(Stage* stage, int64_t step,
       metric->set_value(value);
     }
   }
-  const v1::CheckpointRef checkpoint = request.checkpoint();
-  const std::string state_sha256 = request.state_sha256();
   COX_RETURN_IF_ERROR(client_.CommitStep(std::move(request)).status());
-  if (!checkpoint.directory().empty()) {
-    stage->checkpointed = step;
-    Retain(checkpoint, trained->content_hash, state_sha256);
-  }
+  HitFailpoint("learner.committed");
   MutexLock lock(&mutex_);
   last_metrics_ = std::move(metrics);
-  last_metrics_["step"] = static_cast<double>(step);
+  last_metrics_["step"] = static_cast<double>(action.step);
   return absl::OkStatus();
 }
 
-absl::Status Learner::WriteStageCheckpoint(Stage* stage, int64_t step,
-                                           const std::string& batch_sha256,
-                                           v1::CheckpointRef* ref,
-                                           std::string* state_sha256) {
-  heartbeater_->SetState(absl::StrCat("writing the checkpoint of step ", step));
-  COX_ASSIGN_OR_RETURN(const std::string directory,
-                       client_.BeginCheckpoint(stage->assignment.stage(),
-                                               step));
-  COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> trained,
-                       stage->run.trainer->Trained());
-  CheckpointContents contents;
-  COX_ASSIGN_OR_RETURN(contents.models, stage->run.trainer->Models());
-  for (const auto& [version, snapshot] : stage->versions) {
-    if (version >= step - stage->lag && version < step) {
-      contents.models.push_back(
-          {absl::StrCat("trainer/version_", version), snapshot});
-    }
-  }
-  contents.state = stage->run.trainer->SaveState();
-  if (context_.tokenizer != nullptr) {
-    contents.save.tokenizer_json = context_.tokenizer->ToJson();
-  }
-  contents.save.eos_ids = context_.eos_ids;
-  contents.save.pad_id = context_.pad_id;
-  COX_ASSIGN_OR_RETURN(
-      const WrittenCheckpoint written,
-      WriteCheckpoint(*context_.fs, directory,
-                      {.run_id = client_.caller().run_id,
-                       .config_hash = config_hash_,
-                       .stage = stage->assignment.stage(),
-                       .step = step,
-                       .generation = generation_,
-                       .batch_sha256 = batch_sha256,
-                       .weight_hash = trained->content_hash},
-                      contents));
-  // A checkpoint counts only once it was read back.
-  COX_RETURN_IF_ERROR(VerifyCheckpoint(*context_.fs, directory,
-                                       written.manifest_sha256)
-                          .status());
-  ref->set_stage(stage->assignment.stage());
-  ref->set_step(step);
-  ref->set_directory(directory);
-  ref->set_manifest_sha256(written.manifest_sha256);
-  ref->set_generation(generation_);
-  *state_sha256 = written.state_sha256;
-  return absl::OkStatus();
-}
-
-// The coordinator keeps the rows and therefore says which folders have none
-// any more; here they are only deleted, and only if they look like ours.
-void Learner::Retain(const v1::CheckpointRef& ref,
-                     const std::string& weight_hash,
-                     const std::string& state_sha256) {
-  const absl::StatusOr<std::vector<std::string>> surplus =
-      client_.CommitCheckpoint(ref, weight_hash, state_sha256);
-  if (!surplus.ok()) {
-    LogWarning("no retention", {{"error", surplus.status().ToString()}});
-    return;
-  }
-  const std::string root = DirName(DirName(ref.directory()));
-  for (const std::string& directory : *surplus) {
-    if (DirName(DirName(directory)) != root ||
-        !ParseCheckpointName(BaseName(directory)).has_value()) {
-      LogWarning("not deleted: not a checkpoint of this run",
-                 {{"directory", directory}});
-      continue;
-    }
-    const absl::Status removed = context_.fs->RemoveAll(directory);
-    if (!removed.ok()) {
-      LogWarning("checkpoint not deleted", {{"error", removed.ToString()}});
-    }
-  }
-}
-
-// On the way out, so that less has to be computed again. The step is committed
-// already; without this checkpoint it would be replayed.
-void Learner::CheckpointBeforeLeaving(Stage* stage) {
-  const int64_t step = stage->run.trainer->completed_steps();
-  const uint64_t bytes = stage->run.policy->Parameters().size_bytes() +
-                         (stage->run.critic != nullptr
-                              ? stage->run.critic->Parameters().size_bytes()
-                              : 0);
-  if (step <= stage->checkpointed || stage->last_batch.empty() ||
-      bytes > kCheapCheckpointBytes) {
-    return;
-  }
-  v1::CheckpointRef ref;
-  std::string state_sha256;
-  absl::Status status = WriteStageCheckpoint(stage, step, stage->last_batch,
-                                             &ref, &state_sha256);
-  if (status.ok()) {
-    const auto trained = stage->run.trainer->Trained();
-    status = trained.ok() ? client_
-                                .CommitCheckpoint(ref,
-                                                  (*trained)->content_hash,
-                                                  state_sha256)
-                                .status()
-                          : trained.status();
-  }
-  if (!status.ok()) {
-    LogWarning("no checkpoint before leaving", {{"error", status.ToString()}});
-  }
-}
-
-absl::Status Learner::LoadOlderVersions(Stage* stage) {
-  const v1::CheckpointRef& resume = stage->assignment.resume();
-  if (resume.directory().empty()) {
+// The trained policy, or one before it from the checkpoint that was loaded.
+absl::Status Learner::PublishVersionOf(Stage* stage, int64_t step) {
+  if (step == stage->run.trainer->completed_steps()) {
+    const MonoTime start = Clock::Real().Now();
+    COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> trained,
+                         stage->run.trainer->Trained());
+    COX_RETURN_IF_ERROR(PublishPolicy(stage, step, trained));
+    HitFailpoint("learner.published");
+    stage->publish_s = SecondsSince(start);
     return absl::OkStatus();
   }
-  for (int64_t version = std::max<int64_t>(0, resume.step() - stage->lag);
-       version < resume.step(); ++version) {
-    const std::string folder = JoinPath(
-        resume.directory(), absl::StrCat("trainer/version_", version));
-    if (!context_.fs->Exists(folder)) {
-      continue;
-    }
-    COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> snapshot,
-                         LoadModel(*context_.fs, folder, "policy"));
-    COX_RETURN_IF_ERROR(PublishPolicy(stage, version, snapshot));
+  const std::string folder =
+      JoinPath(stage->assignment.resume().directory(),
+               absl::StrCat("trainer/version_", step));
+  if (stage->assignment.resume().directory().empty() ||
+      !context_.fs->Exists(folder)) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> snapshot,
+                       LoadModel(*context_.fs, folder, "policy"));
+  return PublishPolicy(stage, step, snapshot);
 }
 
 absl::Status Learner::PublishPolicy(
@@ -392,8 +340,14 @@ absl::Status Learner::PublishPolicy(
   std::erase_if(stage->versions, [&](const auto& entry) {
     return entry.first < step - stage->lag - 1;
   });
-  COX_RETURN_IF_ERROR(
-      Publish("policy", {stage->assignment.stage(), step}, snapshot));
+  std::vector<float> canary;  // of the trained weights; others are not loaded
+  if (step == stage->run.trainer->completed_steps()) {
+    // One that cannot be computed is for the trainer to notice, not for us.
+    canary = CanaryLogprobs(stage->run.policy.get())
+                 .value_or(std::vector<float>());
+  }
+  COX_RETURN_IF_ERROR(Publish("policy", {stage->assignment.stage(), step},
+                              snapshot, canary));
   KeepOnly(stage);
   return absl::OkStatus();
 }

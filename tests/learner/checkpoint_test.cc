@@ -244,6 +244,18 @@ TEST_F(CheckpointTest, SyncsInTheOrderThatMakesItDurable) {
   EXPECT_EQ(fs.log.back(), "syncdir 4");
 }
 
+TEST_F(CheckpointTest, RemovedHalfWayItIsNoCheckpointAndGoesNextTime) {
+  ASSERT_OK(Write().status());
+  // As a process leaves it that dies while it deletes.
+  const std::string half = dir_.Join("4/step_000005.g2.removed");
+  ASSERT_OK(fs_.MakeDirs(half));
+  EXPECT_EQ(ParseCheckpointName(BaseName(half)), std::nullopt);
+  EXPECT_OK(RemoveCheckpoint(fs_, directory_));
+  EXPECT_FALSE(fs_.Exists(directory_));
+  EXPECT_FALSE(fs_.Exists(half));
+  EXPECT_OK(RemoveCheckpoint(fs_, directory_)) << "again";
+}
+
 TEST(CheckpointNameTest, RecognisesOnlyItsOwnNames) {
   ASSERT_TRUE(ParseCheckpointName("step_000120.g3").has_value());
   EXPECT_EQ(ParseCheckpointName("step_000120.g3")->step, 120);

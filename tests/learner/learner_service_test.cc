@@ -11,7 +11,9 @@
 #include "cox/v1/version.grpc.pb.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "lib/base/fault_fs.h"
 #include "lib/base/hash.h"
+#include "lib/base/process.h"
 #include "lib/base/thread.h"
 #include "lib/comm/inprocess.h"
 #include "lib/config/config.h"
@@ -154,9 +156,8 @@ class FakeRun final : public v1::RunService::Service,
     }
     replayed += fresh ? 0 : 1;
     response->set_replayed(!fresh);
-    if (request->has_checkpoint()) {
-      checkpoints[request->step()] = request->checkpoint();
-    }
+    // Only beside training, in rows of their own.
+    EXPECT_FALSE(request->has_checkpoint());
     return grpc::Status::OK;
   }
   grpc::Status PublishVersion(grpc::ServerContext*,
@@ -184,7 +185,11 @@ class FakeRun final : public v1::RunService::Service,
       grpc::ServerContext*, const v1::CommitCheckpointRequest* request,
       v1::CommitCheckpointResponse* response) override {
     MutexLock lock(&mutex_);
-    checkpoints[request->checkpoint().step()] = request->checkpoint();
+    const int64_t step = request->checkpoint().step();
+    EXPECT_TRUE(commits.contains(step)) << "row before its step: " << step;
+    EXPECT_EQ(request->weight_hash(), commits.at(step).weight_hash());
+    checkpointed.push_back(step);
+    checkpoints[step] = request->checkpoint();
     if (checkpoints.size() > 1) {
       response->add_delete_directories(
           checkpoints.begin()->second.directory());
@@ -199,6 +204,7 @@ class FakeRun final : public v1::RunService::Service,
   int replayed = 0;
   std::map<int64_t, v1::CommitStepRequest> commits;
   std::map<int64_t, v1::CheckpointRef> checkpoints;
+  std::vector<int64_t> checkpointed;  // steps, in the order of their rows
   std::map<std::pair<std::string, int64_t>, v1::VersionSource> published;
 
  private:
@@ -259,7 +265,8 @@ class FakeRun final : public v1::RunService::Service,
 };
 
 // Runs a learner group once; the statuses of its ranks.
-std::vector<absl::Status> RunGroup(FakeRun& run, int world) {
+std::vector<absl::Status> RunGroup(FakeRun& run, int world,
+                                   Fs& fs = Fs::Real()) {
   std::vector<std::unique_ptr<Collective>> groups = MakeInProcessGroup(world);
   std::vector<absl::Status> statuses(static_cast<size_t>(world));
   std::vector<Thread> threads;
@@ -270,6 +277,7 @@ std::vector<absl::Status> RunGroup(FakeRun& run, int world) {
       options.coordinator.name = absl::StrCat("learner-", rank);
       options.rank = rank;
       options.world_size = world;
+      options.fs = &fs;
       options.setup_engines = [](int, const std::string&) {
         LearnerEngineSet set;
         set.make_engine = [] { return MakeFakeTrainEngine(); };
@@ -308,7 +316,6 @@ TEST(LearnerTest, TrainsCommitsCheckpointsAndServes) {
     EXPECT_LE(MetricOf(commit, "mismatch/max_abs"), 1e-5) << step;
     EXPECT_LE(MetricOf(commit, "policy/first_ratio_error"), 1e-5) << step;
     EXPECT_EQ(commit.caller().generation(), 1);
-    EXPECT_EQ(commit.has_checkpoint(), step % 2 == 0 || step == 5) << step;
     if (step < 5) {
       const auto version = run.published.at({"policy", step});
       EXPECT_EQ(version.ref().content_hash(), commit.weight_hash());
@@ -317,6 +324,7 @@ TEST(LearnerTest, TrainsCommitsCheckpointsAndServes) {
   EXPECT_TRUE(run.published.contains({"reference", 0}));
   // The last version is not needed by any unit.
   EXPECT_FALSE(run.published.contains({"policy", 5}));
+  EXPECT_THAT(run.checkpointed, ::testing::ElementsAre(2, 4, 5));
   // Older checkpoints were deleted, the newest is whole.
   ASSERT_OK_AND_ASSIGN(const auto names, Fs::Real().List(dir.Join("ppo")));
   EXPECT_THAT(names, ::testing::ElementsAre("step_000005.g1"));
@@ -335,17 +343,19 @@ TEST(LearnerTest, ARestartedGroupReplaysAndEndsWithTheSameWeights) {
       ASSERT_OK(status);
     }
     FakeRun broken(dir.Join("b"), world, 5);
-    // Step 3 is committed, its checkpoint is that of step 2; step 4 is lost.
+    // Step 3 is committed; the checkpoint of step 2 has its row or not yet;
+    // step 4 is lost.
     broken.refuse_step = 4;
     for (const absl::Status& status : RunGroup(broken, world)) {
       EXPECT_THAT(status, testing::StatusIs(
                               absl::StatusCode::kFailedPrecondition));
     }
     ASSERT_EQ(broken.commits.size(), 3u);
+    const int kept = broken.checkpoints.contains(2) ? 2 : 0;
     for (const absl::Status& status : RunGroup(broken, world)) {
       EXPECT_OK(status);
     }
-    EXPECT_EQ(broken.replayed, 1);
+    EXPECT_EQ(broken.replayed, 3 - kept);
     ASSERT_EQ(broken.commits.size(), 5u);
     for (int64_t step = 1; step <= 5; ++step) {
       EXPECT_EQ(broken.commits.at(step).weight_hash(),
@@ -359,10 +369,12 @@ TEST(LearnerTest, ARestartedGroupReplaysAndEndsWithTheSameWeights) {
 TEST(LearnerTest, ADamagedCheckpointIsNeverLoaded) {
   testing::TempDir dir;
   FakeRun run(dir.path(), 1, 5);
-  run.refuse_step = 4;
+  // That of step 4 began after that of step 2 had its row.
+  run.refuse_step = 5;
   RunGroup(run, 1);
-  const std::string file =
-      run.checkpoints.at(2).directory() + "/critic/model.safetensors";
+  ASSERT_FALSE(run.checkpoints.empty());
+  const std::string file = run.checkpoints.rbegin()->second.directory() +
+                           "/critic/model.safetensors";
   ASSERT_OK_AND_ASSIGN(std::string bytes, Fs::Real().ReadAll(file));
   bytes[bytes.size() - 5] = static_cast<char>(bytes[bytes.size() - 5] ^ 4);
   ASSERT_OK(WriteFileDurably(Fs::Real(), file, bytes));
@@ -370,6 +382,42 @@ TEST(LearnerTest, ADamagedCheckpointIsNeverLoaded) {
               testing::StatusIsWith(
                   absl::StatusCode::kDataLoss,
                   ::testing::HasSubstr("critic/model.safetensors")));
+}
+
+TEST(LearnerTest, GoesOnWithoutCheckpointsForAsManyStepsAsItMay) {
+  FaultFs fs;
+  FakeRun run("/checkpoints", 1, 7);
+  run.config.mutable_checkpoint()->set_every(1);
+  run.config.mutable_checkpoint()->set_max_unsaved_steps(3);
+  fs.FailAt(1, absl::ResourceExhaustedError("disk full"), /*sticky=*/true);
+  const absl::Status full = RunGroup(run, 1, fs)[0];
+  EXPECT_THAT(full, testing::StatusIsWith(
+                        absl::StatusCode::kResourceExhausted,
+                        ::testing::HasSubstr("max_unsaved_steps: 3")));
+  EXPECT_EQ(ExitCodeFor(full), kExitRetryable);
+  ASSERT_EQ(run.commits.size(), 4u);
+  EXPECT_GE(MetricOf(run.commits.at(4), "checkpoint/failures"), 1);
+  EXPECT_EQ(MetricOf(run.commits.at(4), "checkpoint/unsaved_steps"), 4);
+  EXPECT_TRUE(run.checkpoints.empty());
+  fs.Heal();
+  EXPECT_OK(RunGroup(run, 1, fs)[0]);
+  EXPECT_EQ(run.replayed, 4);
+  ASSERT_EQ(run.commits.size(), 7u);
+  EXPECT_OK(VerifyCheckpoint(fs, run.checkpoints.at(7).directory(),
+                             run.checkpoints.at(7).manifest_sha256()));
+}
+
+TEST(LearnerTest, AFailedCheckpointCostsOnlyItself) {
+  FaultFs fs;
+  FakeRun run("/checkpoints", 2, 5);
+  // In the middle of the files of step 2.
+  fs.FailAt(6, absl::ResourceExhaustedError("disk full"));
+  for (const absl::Status& status : RunGroup(run, 2, fs)) {
+    EXPECT_OK(status);
+  }
+  EXPECT_THAT(run.checkpointed, ::testing::ElementsAre(4, 5));
+  ASSERT_OK_AND_ASSIGN(const auto names, fs.List("/checkpoints/ppo"));
+  EXPECT_THAT(names, ::testing::ElementsAre("step_000005.g1"));
 }
 
 TEST(LearnerTest, FixedLagKeepsTheWeightsThatOpenUnitsNeed) {

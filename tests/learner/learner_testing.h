@@ -95,6 +95,19 @@ inline absl::StatusOr<RunOutcome> RunSteps(
   return std::move(outcomes[0]);
 }
 
+// Weights, optimizer and every metric.
+inline void ExpectSameBits(const RunOutcome& found,
+                           const RunOutcome& expected) {
+  EXPECT_EQ(found.weight_hash, expected.weight_hash);
+  EXPECT_EQ(found.critic, expected.critic);
+  EXPECT_TRUE(found.state == expected.state) << "trainer states differ";
+  ASSERT_EQ(found.results.size(), expected.results.size());
+  for (size_t i = 0; i < expected.results.size(); ++i) {
+    EXPECT_EQ(found.results[i].batch_sha256, expected.results[i].batch_sha256);
+    EXPECT_EQ(found.results[i].metrics, expected.results[i].metrics);
+  }
+}
+
 // |a - b| / |b|.
 inline double RelativeDistance(const std::vector<float>& a,
                                const std::vector<float>& b) {

@@ -55,10 +55,21 @@ testing::MakeRank MakeLm(int64_t batch, int64_t micro_batch,
 
 BatchInput NoInput(int64_t) { return {}; }
 
-TEST(LmTrainerTest, RanksAndMicroBatchesDoNotChangeTheUpdate) {
+TEST(LmTrainerTest, RanksDoNotChangeABit) {
+  ASSERT_OK_AND_ASSIGN(const RunOutcome one,
+                       RunSteps(1, MakeLm(5, 2, 3), NoInput, 1, 3));
+  for (const int world : {2, 4}) {
+    ASSERT_OK_AND_ASSIGN(const RunOutcome many,
+                         RunSteps(world, MakeLm(5, 2, 3), NoInput, 1, 3));
+    testing::ExpectSameBits(many, one);
+  }
+}
+
+TEST(LmTrainerTest, OtherSumsChangeNoMoreThanRounding) {
   ASSERT_OK_AND_ASSIGN(const RunOutcome one,
                        RunSteps(1, MakeLm(5, 0, 3), NoInput, 1, 3));
-  for (const auto& [world, micro] : {std::pair{2, 0}, {3, 1}, {7, 2}}) {
+  // Three ranks own no subtrees of the shards.
+  for (const auto& [world, micro] : {std::pair{3, 1}, {2, 2}}) {
     ASSERT_OK_AND_ASSIGN(
         const RunOutcome many,
         RunSteps(world, MakeLm(5, micro, 3), NoInput, 1, 3));
@@ -69,6 +80,15 @@ TEST(LmTrainerTest, RanksAndMicroBatchesDoNotChangeTheUpdate) {
                   one.results[i].metrics.at("loss/lm"), 1e-6);
     }
   }
+}
+
+TEST(LmTrainerTest, RefusesMoreRanksThanShards) {
+  EXPECT_THAT(
+      RunSteps(5, MakeLm(5, 0, 3), NoInput, 1, 1),
+      testing::StatusIs(absl::StatusCode::kInvalidArgument,
+                        ::testing::HasSubstr("numerics.shards: expected at "
+                                             "least the number of learner "
+                                             "ranks, 5, found 4")));
 }
 
 TEST(LmTrainerTest, AResumedRunIsTheContinuousOneBitForBit) {
@@ -105,9 +125,12 @@ TEST(LmTrainerTest, TrainsOnTheCompletionOnly) {
   const std::vector<SftExample> examples = {{{1, 2, 3, 4}, 2}};
   EXPECT_EQ(SftSequences(examples, /*prompt_loss=*/false)[0].first_target, 2);
   EXPECT_EQ(SftSequences(examples, /*prompt_loss=*/true)[0].first_target, 1);
-  const Sequence encdec = SftSequences(examples, false, /*start=*/9)[0];
+  // An encoder-decoder's example: start token and context 9, 5.
+  const Sequence encdec =
+      SftSequences({{{9, 5, 3, 4}, 2, {1, 2}}}, /*prompt_loss=*/false)[0];
   EXPECT_THAT(encdec.instruction_ids, ::testing::ElementsAre(1, 2));
-  EXPECT_THAT(encdec.ids, ::testing::ElementsAre(9, 3, 4));
+  EXPECT_THAT(encdec.ids, ::testing::ElementsAre(9, 5, 3, 4));
+  EXPECT_EQ(encdec.targets(), 2);
 }
 
 TEST(LmTrainerTest, ANonFiniteOutputOfOneRankSkipsTheStepOnAll) {

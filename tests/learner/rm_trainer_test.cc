@@ -66,19 +66,27 @@ testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch) {
 
 BatchInput NoInput(int64_t) { return {}; }
 
-TEST(RmTrainerTest, RanksAndMicroBatchesDoNotChangeTheUpdate) {
+TEST(RmTrainerTest, RanksDoNotChangeABit) {
   ASSERT_OK_AND_ASSIGN(const RunOutcome one,
                        RunSteps(1, MakeRm(3, 0), NoInput, 1, 3));
   testing::ExpectRegistered(one.results);
-  for (const auto& [world, micro] : {std::pair{2, 0}, {3, 1}, {5, 0}}) {
+  for (const int world : {2, 4}) {
     ASSERT_OK_AND_ASSIGN(const RunOutcome many,
-                         RunSteps(world, MakeRm(3, micro), NoInput, 1, 3));
-    EXPECT_LE(RelativeDistance(many.policy, one.policy), 1e-6) << world;
-    EXPECT_NEAR(many.results[2].metrics.at("rm/reward_bias"),
-                one.results[2].metrics.at("rm/reward_bias"), 1e-6);
-    EXPECT_EQ(many.results[2].metrics.at("rm/heldout_accuracy"),
-              one.results[2].metrics.at("rm/heldout_accuracy"));
+                         RunSteps(world, MakeRm(3, 0), NoInput, 1, 3));
+    testing::ExpectSameBits(many, one);
   }
+}
+
+TEST(RmTrainerTest, OtherSumsChangeNoMoreThanRounding) {
+  ASSERT_OK_AND_ASSIGN(const RunOutcome one,
+                       RunSteps(1, MakeRm(3, 0), NoInput, 1, 3));
+  ASSERT_OK_AND_ASSIGN(const RunOutcome three,
+                       RunSteps(3, MakeRm(3, 1), NoInput, 1, 3));
+  EXPECT_LE(RelativeDistance(three.policy, one.policy), 1e-6);
+  EXPECT_NEAR(three.results[2].metrics.at("rm/reward_bias"),
+              one.results[2].metrics.at("rm/reward_bias"), 1e-6);
+  EXPECT_EQ(three.results[2].metrics.at("rm/heldout_accuracy"),
+            one.results[2].metrics.at("rm/heldout_accuracy"));
 }
 
 TEST(RmTrainerTest, LearnsTheOrderAndCentresDemonstrations) {

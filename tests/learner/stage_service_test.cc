@@ -177,6 +177,48 @@ TEST_F(StageServiceTest, EachStageStartsFromTheOneBefore) {
               testing::StatusIs(absl::StatusCode::kDataLoss));
 }
 
+TEST_F(StageServiceTest, PreferenceStagesStartAtTheirReference) {
+  StageRun sft = RunStage(Assignment("sft", 1));
+  const v1::CheckpointRef start = Checkpoint(sft, 1);
+  context_.config.mutable_dpo()->set_batch(4);
+  context_.config.mutable_kto()->set_batch(4);
+  for (const char* kind : {"dpo", "kto"}) {
+    const int32_t stage = kind == std::string("dpo") ? 3 : 4;
+    v1::Assignment assignment = Assignment(kind, stage);
+    *assignment.mutable_policy() = start;
+    ASSERT_OK_AND_ASSIGN(const StageRun run, BuildStage(context_, assignment));
+    EXPECT_EQ((*run.trainer->Trained())->content_hash,
+              (*sft.trainer->Trained())->content_hash);
+    ASSERT_OK_AND_ASSIGN(const StepResult first, run.trainer->Step(1, {}));
+    EXPECT_EQ(first.metrics.at(absl::StrCat(kind, "/margin")), 0.0);
+    EXPECT_TRUE(first.metrics.contains("text/heldout_ppl"));
+    // Resumed, the reference is still where the stage began.
+    StageRun trained = RunStage(assignment);
+    assignment.set_total_steps(3);
+    *assignment.mutable_resume() = Checkpoint(trained, stage);
+    ASSERT_OK_AND_ASSIGN(const StageRun again,
+                         BuildStage(context_, assignment));
+    ASSERT_OK_AND_ASSIGN(const StepResult third, again.trainer->Step(3, {}));
+    EXPECT_NE(third.metrics.at(absl::StrCat(kind, "/margin")), 0.0);
+  }
+}
+
+TEST_F(StageServiceTest, RftTrainsOnTheBestAnswers) {
+  StageRun rm = RunStage(Assignment("rm", 3));
+  const v1::CheckpointRef reward = Checkpoint(rm, 3);
+  for (const char* select : {"labeller", "reward"}) {
+    context_.config.mutable_rft()->set_select(select);
+    v1::Assignment assignment = Assignment("rft", 4);
+    *assignment.mutable_reward() = reward;
+    StageRun run = RunStage(assignment);
+    EXPECT_TRUE(last_.metrics.contains("loss/lm"));
+    EXPECT_GT(last_.metrics.at("text/tokens"), 0.0);
+  }
+  EXPECT_THAT(BuildStage(context_, Assignment("rft", 4)),
+              StatusIsWith(absl::StatusCode::kInvalidArgument,
+                           HasSubstr("no reward model")));
+}
+
 TEST_F(StageServiceTest, ResumesAtTheCheckpointOfItsStage) {
   StageRun run = RunStage(Assignment("sft", 1));
   v1::Assignment again = Assignment("sft", 1);

@@ -1,0 +1,97 @@
+#include "learner/shards.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "lib/comm/tree_sum.h"
+
+namespace cox {
+
+absl::StatusOr<Shards> Shards::Create(int64_t count, Collective& group) {
+  if (count < group.world_size()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "numerics.shards: expected at least the number of learner ranks, ",
+        group.world_size(), ", found ", count));
+  }
+  return Shards(count, group);
+}
+
+std::vector<int64_t> Shards::Elements(int64_t n, int64_t shard) const {
+  std::vector<int64_t> elements;
+  for (int64_t j = shard; j < n; j += count_) {
+    elements.push_back(j);
+  }
+  return elements;
+}
+
+absl::Status Shards::ForOwn(
+    const std::function<absl::Status(int64_t shard, size_t own)>& body) const {
+  for (int64_t i = 0; i < own(); ++i) {
+    COX_RETURN_IF_ERROR(body(first() + i, static_cast<size_t>(i)));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Shards::Backward(
+    TrainEngine& engine,
+    const std::function<absl::Status(int64_t shard, size_t own)>& body) {
+  const std::span<float> gradients = engine.Gradients();
+  const size_t last = static_cast<size_t>(own()) - 1;
+  size_t depth = 0;  // of waiting_
+  const auto add_waiting = [&] {
+    const std::span<float> pair[] = {waiting_[--depth], gradients};
+    // Into the waiting one, the left; then back to where the engine adds.
+    TreeSum<float>(pair);
+    std::copy(pair[0].begin(), pair[0].end(), gradients.begin());
+  };
+  return ForOwn([&](int64_t shard, size_t i) -> absl::Status {
+    engine.ZeroGradients();
+    COX_RETURN_IF_ERROR(body(shard, i));
+    // Like a binary counter: shard i completes as many subtrees as i ends in
+    // ones.
+    for (size_t ones = i; ones % 2 == 1; ones /= 2) {
+      add_waiting();
+    }
+    if (i < last) {
+      if (waiting_.size() == depth) {
+        waiting_.emplace_back(gradients.size());
+      }
+      waiting_[depth].assign(gradients.begin(), gradients.end());
+      ++depth;
+      return absl::OkStatus();
+    }
+    while (depth > 0) {
+      add_waiting();
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::Status Shards::GatherBytes(size_t size,
+                                 std::span<const std::byte> own_values,
+                                 std::span<std::byte> all) const {
+  if (own_values.size() != size * static_cast<size_t>(own())) {
+    return absl::InternalError(
+        absl::StrCat("shards: expected ", own(), " values of ", size,
+                     " bytes, found ", own_values.size(), " bytes"));
+  }
+  const int64_t world = group_->world_size();
+  // Ranks may own one shard more or less; the collective wants equal sizes.
+  const size_t slots = static_cast<size_t>((count_ + world - 1) / world);
+  std::vector<std::byte> mine(size * slots);
+  std::copy(own_values.begin(), own_values.end(), mine.begin());
+  std::vector<std::byte> gathered(mine.size() * static_cast<size_t>(world));
+  COX_RETURN_IF_ERROR(group_->AllGather(mine, gathered));
+  for (int64_t rank = 0; rank < world; ++rank) {
+    const auto from =
+        gathered.begin() +
+        static_cast<std::ptrdiff_t>(mine.size() * static_cast<size_t>(rank));
+    const size_t first_of = static_cast<size_t>(FirstOf(rank));
+    const size_t end_of = static_cast<size_t>(FirstOf(rank + 1));
+    std::copy_n(from, size * (end_of - first_of),
+                all.begin() + static_cast<std::ptrdiff_t>(size * first_of));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace cox
