@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "lib/base/failpoint.h"
 #include "lib/base/log.h"
+#include "lib/engine/canary.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/weight_fetcher.h"
 
@@ -19,6 +21,11 @@ constexpr absl::Duration kDrainGrace = absl::Seconds(2);
 constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
 // Without a byte of the weights for this long, counted between streams.
 constexpr absl::Duration kFetchPatience = absl::Milliseconds(500);
+// Weights in memory are hashed again between units when the last time is older
+// than this.
+constexpr absl::Duration kAttestEvery = absl::Seconds(60);
+// Damaged weights in one process: its memory is not to be trusted.
+constexpr int kMaxDamaged = 3;
 
 CoordinatorClientOptions AsActor(CoordinatorClientOptions options) {
   options.role = "actor";
@@ -36,7 +43,17 @@ UnitSampling ReadSampling(const v1::RegisterResponse& run) {
   result.sampling.top_p = g.top_p();
   result.sampling.min_p = g.min_p();
   result.sampling.min_new_tokens = g.min_new_tokens();
+  result.sampling.repetition_penalty = g.repetition_penalty();
+  result.sampling.forbid_ids.assign(g.forbid_ids().begin(),
+                                    g.forbid_ids().end());
   result.sampling.eos_ids.assign(run.eos_ids().begin(), run.eos_ids().end());
+  for (const int32_t id : g.stop_ids()) {
+    if (std::ranges::find(result.sampling.eos_ids, id) ==
+        result.sampling.eos_ids.end()) {
+      result.sampling.eos_ids.push_back(id);
+    }
+  }
+  result.stop_strings.assign(g.stop().begin(), g.stop().end());
   return result;
 }
 
@@ -112,7 +129,9 @@ absl::Status Actor::Run() {
 absl::Status Actor::Start() {
   COX_ASSIGN_OR_RETURN(server_,
                        RpcServer::Start({.bind = options_.bind,
-                                         .services = {&weight_service_}}));
+                                         .services = {&weight_service_},
+                                         .advertise = options_.advertise,
+                                         .tls = nullptr}));
   client_.set_own_address(server_->address());
   COX_ASSIGN_OR_RETURN(http_, HttpServer::Start(
                                   {.host = options_.http_host,
@@ -125,6 +144,9 @@ absl::Status Actor::Start() {
                        options_.setup_engine(run.config().roles().threads(),
                                              run.config().roles().device()));
   engine_ = std::move(engine.engine);
+  // On other devices matrices are multiplied with fewer bits.
+  canary_bound_ =
+      run.config().roles().device() == "cpu" ? kCanaryBound : 200 * kCanaryBound;
   if (!engine.numerics_class.empty()) {
     client_.set_numerics_class(engine.numerics_class);
     COX_ASSIGN_OR_RETURN(run, client_.Register());
@@ -162,6 +184,7 @@ absl::Status Actor::FetchTokenizer(const v1::RegisterResponse& run) {
                      run.tokenizer_sha256(), ", found ", file.sha256));
   }
   COX_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::FromJson(file.bytes));
+  sampling_.tokenizer = tokenizer_;
   return absl::OkStatus();
 }
 
@@ -271,9 +294,14 @@ absl::Status Actor::LoadWeights(const VersionSource& source) {
     return absl::InternalError(absl::StrCat(
         "load policy ", source.content_hash, ": ", loaded.ToString()));
   }
-  COX_RETURN_IF_ERROR(
-      Annotate(CheckCanary(engine_.get()), source.content_hash));
+  if (HitFailpoint("actor.memory") == FailAction::kFlip) {
+    const std::span<const std::byte> arena = snapshot->arena->bytes();
+    const_cast<std::byte&>(arena[arena.size() / 2]) ^= std::byte{0x10};
+  }
+  loaded_ = snapshot;
   if (!before.empty()) previous_hash_ = before;
+  COX_RETURN_IF_ERROR(Attest(source.canary));
+  HitFailpoint("actor.loaded");
   held_hash_ = source.content_hash;
   ++swaps_;
   // The one before stays: peers may still be fetching it, and with a lag its
@@ -292,7 +320,38 @@ absl::Status Actor::LoadWeights(const VersionSource& source) {
   return absl::OkStatus();
 }
 
+absl::Status Actor::Attest(const std::vector<float>& canary) {
+  absl::Status sound = VerifySnapshot(*loaded_);
+  if (sound.ok()) {
+    COX_ASSIGN_OR_RETURN(const std::vector<float> own,
+                         CanaryLogprobs(engine_.get()));
+    sound = Annotate(CompareCanary(own, canary, canary_bound_),
+                     loaded_->content_hash);
+  }
+  attested_ = Clock::Real().Now();
+  if (sound.ok()) return sound;
+  LogError("weights are damaged", {{"error", sound.ToString()}});
+  held_hash_.clear();
+  loaded_ = nullptr;
+  store_.Keep({previous_hash_});
+  heartbeater_->SetHeld(store_.Held());
+  const absl::Status told =
+      client_.ReportHeld(store_.Held(), server_->address(),
+                         std::string(sound.message()));
+  if (!told.ok()) LogWarning("ReportHeld", {{"error", told.ToString()}});
+  if (++damaged_ >= kMaxDamaged) {
+    return absl::InternalError(absl::StrCat(
+        "weights were damaged ", damaged_, " times: ", sound.ToString()));
+  }
+  return absl::UnavailableError(sound.ToString());
+}
+
 absl::Status Actor::Generate(LocalLease lease) {
+  if (Clock::Real().Now() - attested_ > kAttestEvery) {
+    const absl::Status sound = Attest({});
+    // The unit stays ready; the weights are fetched again first.
+    if (!sound.ok()) return IsPassing(sound) ? absl::OkStatus() : sound;
+  }
   Finished unit;
   unit.lease = lease;
   {
@@ -310,6 +369,11 @@ absl::Status Actor::Generate(LocalLease lease) {
       engine_->Generate(MakeGenerateRequest(unit.work, sampling_)));
   COX_ASSIGN_OR_RETURN(unit.trajectories, MakeTrajectories(unit.work, result));
   for (const auto& tokens : result.tokens) tokens_generated_ += tokens.size();
+  HitFailpoint("actor.generated");
+  if (HitFailpoint("actor.result") == FailAction::kFlip) {
+    float& value = unit.trajectories.front().behaviour_logprobs.front();
+    value -= 0.125f;
+  }
   MutexLock lock(&mutex_);
   core_.OnGenerated(lease);
   to_score_.push_back(std::move(unit));
@@ -336,6 +400,7 @@ void Actor::ScoreLoop() {
     }
     const absl::Status status = ScoreAndSubmit(&unit);
     if (status.ok()) {
+      HitFailpoint("actor.submitted");
       ++units_submitted_;
       MutexLock lock(&mutex_);
       core_.OnFinished(unit.lease);
@@ -387,6 +452,7 @@ absl::Status Actor::ScoreAndSubmit(Finished* unit) {
   submit.policy_hash = unit->work.policy_hash;
   COX_ASSIGN_OR_RETURN(submit.payload, SerializeUnit(unit->trajectories));
   if (GiveUp(lease)) return absl::CancelledError("the lease is over");
+  HitFailpoint("actor.scored");
   // Duplicate and already consumed are fine: somebody was faster.
   return client_.SubmitUnit(submit).status();
 }

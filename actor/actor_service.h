@@ -43,6 +43,7 @@ struct PolicyEngineSet {
 struct ActorOptions {
   CoordinatorClientOptions coordinator;  // role and own_address are set here
   std::string bind = "127.0.0.1:0";
+  std::string advertise;  // host that others reach; "" = that of `bind`
   std::string http_host = "127.0.0.1";
   int http_port = 0;
   absl::Duration lease_wait = absl::Seconds(5);  // of one long poll
@@ -85,6 +86,10 @@ class Actor {
   // Returns units whose weights cannot be had; other errors are final.
   absl::Status Swap(LocalLease lease);
   absl::Status LoadWeights(const VersionSource& source);
+  // Hashes the weights in the engine and compares the canary, if one is known.
+  // UNAVAILABLE when they are not what they should be: they are dropped and
+  // the coordinator is told. INTERNAL when that happens again and again.
+  absl::Status Attest(const std::vector<float>& canary);
   absl::Status Generate(LocalLease lease);
   void ScoreLoop();
   absl::Status ScoreAndSubmit(Finished* unit);
@@ -119,6 +124,12 @@ class Actor {
 
   std::string held_hash_;                       // Run()'s thread; in `engine_`
   std::string previous_hash_;                   // Run()'s thread
+  // Run()'s thread: what the engine computes with, and when it was last found
+  // to be what its manifest says.
+  std::shared_ptr<const Snapshot> loaded_;
+  MonoTime attested_;
+  float canary_bound_ = 0;
+  int damaged_ = 0;
 
   mutable Mutex mutex_;
   CondVar changed_;

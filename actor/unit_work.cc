@@ -1,7 +1,6 @@
 #include "actor/unit_work.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace cox {
 
@@ -35,6 +34,8 @@ GenerateRequest MakeGenerateRequest(const UnitWork& work,
   request.max_new_tokens = sampling.max_new_tokens;
   request.pad_id = sampling.pad_id;
   request.sampling = sampling.sampling;
+  request.stop_strings = sampling.stop_strings;
+  request.tokenizer = sampling.tokenizer;
   const bool instructions =
       std::any_of(work.prompts.begin(), work.prompts.end(),
                   [](const PromptInput& p) {
@@ -84,36 +85,6 @@ absl::StatusOr<std::vector<Trajectory>> MakeTrajectories(
     }
   }
   return trajectories;
-}
-
-absl::Status CheckCanary(PolicyEngine* engine) {
-  const ModelConfig& config = engine->config();
-  const int64_t length =
-      std::min<int64_t>({8, config.vocab_size, config.max_positions});
-  TokenBatch batch;
-  batch.batch = 1;
-  batch.length = length;
-  batch.lengths = {static_cast<int32_t>(length)};
-  for (int64_t j = 0; j < length; ++j) {
-    batch.ids.push_back(static_cast<int32_t>(j));
-    batch.scored.push_back(j + 1 < length ? 1 : 0);
-  }
-  if (config.family == ModelFamily::kInstructEncdec) {
-    batch.instruction_length = length;
-    batch.instruction_ids = batch.ids;
-    batch.instruction_lengths = batch.lengths;
-  }
-  COX_ASSIGN_OR_RETURN(const LogprobOutput output,
-                       engine->Logprobs(batch, /*temperature=*/1.0,
-                                        /*want_entropy=*/false));
-  for (int64_t j = 0; j + 1 < length; ++j) {
-    const float value = output.logprobs[static_cast<size_t>(j)];
-    if (!std::isfinite(value) || value > 0.0f) {
-      return absl::InternalError(absl::StrCat(
-          "canary: log-prob of token ", j + 1, " is ", value));
-    }
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace cox

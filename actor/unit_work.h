@@ -5,6 +5,7 @@
 // to trajectories. Pure.
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ struct UnitSampling {
   int64_t max_new_tokens = 0;
   int32_t pad_id = 0;
   SamplingOptions sampling;
+  std::vector<std::string> stop_strings;
+  std::shared_ptr<const Tokenizer> tokenizer;  // for stop_strings
 };
 
 // INVALID_ARGUMENT: no prompt, an empty one, samples < 1, too many rows.
@@ -50,10 +53,6 @@ GenerateRequest MakeGenerateRequest(const UnitWork& work,
 // the result has another shape or a trajectory is not valid.
 absl::StatusOr<std::vector<Trajectory>> MakeTrajectories(
     const UnitWork& work, const GenerateResult& result);
-
-// Do the weights in `engine` work at all? The log-probs of a fixed prompt must
-// be finite and at most 0. INTERNAL otherwise. `engine` is loaded.
-absl::Status CheckCanary(PolicyEngine* engine);
 
 }  // namespace cox
 

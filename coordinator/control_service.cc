@@ -58,8 +58,27 @@ grpc::ServerUnaryReactor* ControlServiceImpl::Stop(
 
 grpc::ServerUnaryReactor* ControlServiceImpl::Scale(
     grpc::CallbackServerContext* context, const cox::v1::ScaleRequest* request,
-    ControlResponse*) {
-  return Refuse(service_, context, request->caller(), "ControlService.Scale");
+    ControlResponse* response) {
+  return RunUnary(
+      service_, context, request->caller(), "ControlService.Scale",
+      [request, response](CoordinatorCore& core) -> absl::Status {
+        constexpr int32_t kMaxReplicas = 4096;
+        // Learner ranks are part of the numerics class: another number of them
+        // is another run.
+        if (request->role() != "actor" && request->role() != "reward") {
+          return absl::InvalidArgumentError(
+              absl::StrCat("role: expected actor or reward, found '",
+                           request->role().substr(0, 64), "'"));
+        }
+        if (request->replicas() < 1 || request->replicas() > kMaxReplicas) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("replicas: expected 1 to ", kMaxReplicas,
+                           ", found ", request->replicas()));
+        }
+        core.Scale(request->role(), request->replicas());
+        response->set_effective_step(0);
+        return absl::OkStatus();
+      });
 }
 
 grpc::ServerUnaryReactor* ControlServiceImpl::SetKlCoef(

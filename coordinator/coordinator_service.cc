@@ -12,7 +12,10 @@
 #include "coordinator/monitor_service.h"
 #include "coordinator/rollout_service.h"
 #include "coordinator/run_service.h"
+#include "coordinator/scaler_service.h"
+#include "coordinator/stage_steps.h"
 #include "coordinator/version_service.h"
+#include "lib/base/failpoint.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
 #include "lib/rpc/credentials.h"
@@ -22,60 +25,6 @@
 namespace cox {
 namespace {
 
-enum Roles : unsigned {
-  kActor = 1,
-  kReward = 2,
-  kLearner = 4,
-  kOperator = 8,
-  kViewer = 16,
-};
-constexpr unsigned kWorkers = kActor | kReward | kLearner;
-
-struct Permission {
-  std::string_view method;
-  unsigned roles;
-};
-// Default deny: what is not here may not be called.
-constexpr Permission kPermissions[] = {
-    {"RunService.Register", kWorkers},
-    {"RunService.Heartbeat", kWorkers},
-    {"RunService.GetAssignment", kWorkers},
-    {"RunService.JoinGroup", kLearner},
-    {"RunService.Drain", kWorkers},
-    {"RunService.FetchFile", kWorkers | kOperator},
-    {"RolloutService.LeaseUnits", kActor},
-    {"RolloutService.RenewLease", kActor},
-    {"RolloutService.SubmitUnit", kActor},
-    {"RolloutService.ReturnUnits", kActor},
-    {"ExperienceService.TakeBatch", kLearner},
-    {"ExperienceService.CommitStep", kLearner},
-    {"CheckpointService.BeginCheckpoint", kLearner},
-    {"CheckpointService.CommitCheckpoint", kLearner},
-    {"CheckpointService.LatestCheckpoint", kLearner | kOperator},
-    {"VersionService.PublishVersion", kLearner},
-    {"VersionService.WatchVersions", kWorkers},
-    {"VersionService.ReportHeld", kWorkers},
-    {"MonitorService.Status", kLearner | kOperator | kViewer},
-    {"MonitorService.Metrics", kLearner | kOperator | kViewer},
-    {"MonitorService.Samples", kOperator},
-    {"MonitorService.Events", kLearner | kOperator | kViewer},
-    {"MonitorService.Stuck", kLearner | kOperator | kViewer},
-    {"ControlService.Pause", kOperator},
-    {"ControlService.Resume", kOperator},
-    {"ControlService.Stop", kOperator},
-    {"ControlService.Scale", kOperator},
-    {"ControlService.SetKlCoef", kOperator},
-};
-
-unsigned RoleBit(std::string_view role) {
-  return role == "actor"      ? kActor
-         : role == "reward"   ? kReward
-         : role == "learner"  ? kLearner
-         : role == "operator" ? kOperator
-         : role == "viewer"   ? kViewer
-                              : 0u;
-}
-
 // How long processes get to leave after the end of the run.
 constexpr absl::Duration kDoneGrace = absl::Seconds(10);
 constexpr absl::Duration kStopGrace = absl::Seconds(30);
@@ -83,12 +32,19 @@ constexpr absl::Duration kFailedGrace = absl::Seconds(5);
 
 }  // namespace
 
-bool RoleMay(std::string_view role, std::string_view method) {
-  const unsigned bit = RoleBit(role);
-  return std::any_of(std::begin(kPermissions), std::end(kPermissions),
-                     [&](const Permission& p) {
-                       return p.method == method && (p.roles & bit) != 0;
-                     });
+absl::Status SessionBindings::Check(const std::string& session,
+                                    const PeerIdentity& peer, bool binds) {
+  const std::string identity = FormatIdentity(peer);
+  MutexLock lock(&mutex_);
+  const auto at = owner_.find(session);
+  if (at == owner_.end()) {
+    // A restart forgets; the session registers again before it may do more.
+    if (binds) owner_.emplace(session, identity);
+    return absl::OkStatus();
+  }
+  if (at->second == identity) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      "caller.session: it belongs to another certificate");
 }
 
 absl::Status Admit(const ServiceContext& service,
@@ -99,18 +55,24 @@ absl::Status Admit(const ServiceContext& service,
       method == "RunService.Register" && caller.run_id().empty();
   COX_RETURN_IF_ERROR(CheckCall(
       context, caller, first ? std::string() : service.run->run_id));
-  if (first) {
-    const std::string peer = context.peer();
-    const bool loopback = peer.starts_with("ipv4:127.") ||
-                          peer.starts_with("ipv6:[::1]") ||
-                          peer.starts_with("ipv6:%5B::1%5D") ||
-                          peer.starts_with("unix:");
+  if (first && !PeerOf(context.auth_context().get()).ok()) {
+    const std::string address = context.peer();
+    const bool loopback = address.starts_with("ipv4:127.") ||
+                          address.starts_with("ipv6:[::1]") ||
+                          address.starts_with("ipv6:%5B::1%5D") ||
+                          address.starts_with("unix:");
     if (!loopback) {
       return absl::PermissionDeniedError("caller.run_id is empty");
     }
   }
   if (caller.session().size() > 64 || caller.name().size() > 256) {
     return absl::InvalidArgumentError("caller: session or name is too long");
+  }
+  const absl::StatusOr<PeerIdentity> peer =
+      PeerOf(context.auth_context().get());
+  if (peer.ok() && !caller.session().empty()) {
+    COX_RETURN_IF_ERROR(service.sessions.Check(
+        caller.session(), *peer, method == "RunService.Register"));
   }
   if (!RoleMay(caller.role(), method)) {
     return absl::PermissionDeniedError(
@@ -165,8 +127,8 @@ absl::Status Coordinator::Init() {
   outputs.bootstrap = config.eval().bootstrap();
   outputs.samples_per_step = config.log().samples_per_step();
   outputs.tensorboard = config.log().tensorboard();
-  outputs.reward_model_steps = [this] {
-    return RewardModelSteps(fs_, run_.config, run_.run_dir);
+  outputs.steps_over_rows = [this](StageKind kind) {
+    return StepsOverRows(fs_, run_.config, run_.run_dir, kind);
   };
   outputs.on_failure = [this](const std::string&, int code) {
     exit_code_ = code;
@@ -219,6 +181,7 @@ absl::Status Coordinator::StartServers() {
   services_.push_back(std::make_unique<CheckpointServiceImpl>(&context_));
   services_.push_back(std::make_unique<MonitorServiceImpl>(&context_));
   services_.push_back(std::make_unique<ControlServiceImpl>(&context_));
+  services_.push_back(std::make_unique<ScalerServiceImpl>(&context_));
   RpcServerOptions options;
   for (const auto& service : services_) {
     options.services.push_back(service.get());
@@ -226,6 +189,7 @@ absl::Status Coordinator::StartServers() {
   // Processes of a run that go on find the same address again.
   const int wanted = options_.port >= 0 ? options_.port : RecordedPort();
   options.bind = absl::StrCat(options_.host, ":", wanted);
+  options.advertise = options_.advertise;
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options);
   if (absl::IsUnavailable(server.status()) && options_.port > 0) {
@@ -240,7 +204,8 @@ absl::Status Coordinator::StartServers() {
   server_ = *std::move(server);
 
   HttpServerOptions http;
-  http.host = options_.host;
+  http.host =
+      options_.http_host.empty() ? options_.host : options_.http_host;
   http.port = options_.http_port;
   http.ready = [this] { return !shut_down_ && host_->fatal().ok(); };
   http.metrics = [this] { return outputs_->metrics().Text(); };
@@ -253,6 +218,7 @@ absl::Status Coordinator::StartServers() {
   COX_RETURN_IF_ERROR(started.status());
   http_ = *std::move(started);
   COX_RETURN_IF_ERROR(WriteEndpoints("serving"));
+  HitFailpoint("endpoints.written");
   server_->SetServing(true);
   LogInfo("serving", {Field("address", server_->address()),
                       Field("http", http_->port()),
@@ -263,7 +229,9 @@ absl::Status Coordinator::StartServers() {
 absl::Status Coordinator::WriteEndpoints(std::string_view state) {
   nlohmann::ordered_json json;
   json["coordinator"] = server_->address();
-  json["http"] = absl::StrCat(options_.host, ":", http_->port());
+  json["http"] = absl::StrCat(
+      options_.http_host.empty() ? options_.host : options_.http_host, ":",
+      http_->port());
   json["pid"] = getpid();
   json["run_id"] = run_.run_id;
   json["state"] = state;

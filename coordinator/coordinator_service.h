@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -24,11 +25,27 @@
 #include "grpcpp/support/server_callback.h"
 #include "lib/base/clock.h"
 #include "lib/base/fs.h"
+#include "lib/base/sync.h"
+#include "lib/rpc/authorization.h"
 #include "lib/rpc/http_server.h"
+#include "lib/rpc/identity.h"
 #include "lib/rpc/server.h"
 #include "lib/rpc/status_convert.h"
 
 namespace cox {
+
+// Which certificate a session was registered with. Thread-safe.
+class SessionBindings {
+ public:
+  // `binds`: the call registers the session. PERMISSION_DENIED when it belongs
+  // to another certificate.
+  absl::Status Check(const std::string& session, const PeerIdentity& peer,
+                     bool binds);
+
+ private:
+  Mutex mutex_;
+  std::unordered_map<std::string, std::string> owner_ ABSL_GUARDED_BY(mutex_);
+};
 
 // What handlers use; outlives the server.
 struct ServiceContext {
@@ -39,13 +56,11 @@ struct ServiceContext {
   MonoTime start;
   // Bytes of units that are being received, over all streams.
   std::atomic<int64_t> receiving_bytes{0};
+  mutable SessionBindings sessions;
 };
 
-// The one table of who may call what.
-// `method` as in "RunService.Register". False for an unknown method.
-bool RoleMay(std::string_view role, std::string_view method);
-
-// Deadline present, run id right, role allowed.
+// Deadline present, run id right, role allowed (lib/rpc/authorization.h); with
+// TLS also: the caller is who its certificate says, in its own session.
 absl::Status Admit(const ServiceContext& service,
                    const grpc::ServerContextBase& context,
                    const cox::v1::Caller& caller, std::string_view method);
@@ -101,13 +116,17 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
   CoreHost* host = service.host;
   const absl::Duration wait = PollWait(*context, wait_ms);
   const bool posted = host->Post([host, reactor, context, wait,
+                                  session = caller.session(),
                                   fn = std::move(fn)] {
-    host->Park(wait, [host, reactor, context, fn](bool expired) {
+    const auto gone = [context] { return context->IsCancelled(); };
+    const auto attempt = [host, reactor, context, session, fn](bool expired) {
       // A caller that is gone must not be given anything, e.g. a lease.
-      const absl::StatusOr<bool> answered =
-          context->IsCancelled()
-              ? absl::StatusOr<bool>(absl::CancelledError("caller is gone"))
-              : fn(host->core());
+      absl::StatusOr<bool> answered = absl::CancelledError("caller is gone");
+      if (context->IsCancelled()) {
+        host->core().CallerGone(session);
+      } else {
+        answered = fn(host->core());
+      }
       if (answered.ok() && !*answered && !expired) {
         return false;
       }
@@ -116,7 +135,8 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
         reactor->Finish(ToGrpc(committed.ok() ? status : committed));
       });
       return true;
-    });
+    };
+    host->Park(wait, attempt, gone);
   });
   if (!posted) {
     reactor->Finish(ToGrpc(BusyError()));
@@ -125,7 +145,9 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
 }
 
 struct CoordinatorOptions {
-  std::string host = "127.0.0.1";
+  std::string host = "127.0.0.1";  // to listen on
+  std::string advertise;  // host that others reach; "" = `host`
+  std::string http_host;  // of probes and metrics; "" = `host`
   int port = -1;  // -1 = as recorded in endpoints.json if free, else any
   int http_port = 0;
   CoreHostOptions core_host;

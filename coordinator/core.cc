@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <utility>
 
-#include "lib/base/hash.h"
 #include "lib/rpc/error_reason.h"
 
 namespace cox {
@@ -12,23 +11,18 @@ namespace {
 // Kept in memory for MonitorService; the ledger keeps all.
 constexpr size_t kMaxEvents = 10000;
 constexpr absl::Duration kOwnStall = absl::Seconds(1);
+// A client that opens its connection again calls within this time.
+constexpr absl::Duration kBrokenGrace = absl::Milliseconds(500);
 
 }  // namespace
-
-std::string BatchHash(const std::vector<BatchUnit>& units) {
-  Sha256 hash;
-  for (const BatchUnit& unit : units) {
-    hash.Update(absl::StrCat(unit.id.ToString(), " ", unit.sha256, "\n"));
-  }
-  return hash.HexDigest();
-}
 
 CoordinatorCore::CoordinatorCore(CoreOptions options, RunPlan plan,
                                  Epoch epoch, MonoTime now)
     : options_(std::move(options)),
       plan_(std::move(plan)),
       epoch_(epoch),
-      now_(now) {}
+      now_(now),
+      not_alone_(now) {}
 
 absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Create(
     CoreOptions options, RunPlan plan, const LedgerState& state, Epoch epoch,
@@ -65,6 +59,7 @@ absl::Status CoordinatorCore::Recover(const LedgerState& state) {
     if (row.command == "pause" || row.command == "resume") {
       paused_ = row.command == "pause";
     }
+    RecoverScale(row);
   }
   COX_RETURN_IF_ERROR(RecoverStages(state));
   COX_RETURN_IF_ERROR(RecoverUnits(state));
@@ -105,7 +100,9 @@ absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
       return absl::DataLossError(absl::StrCat(
           "ledger: unit ", row.id.ToString(), " is not in the plan"));
     }
-    submitted_[{row.id.step, row.id.index}] = row;
+    submitted_.insert_or_assign(submitted_.end(),
+                                UnitKey{row.id.step, row.id.index}, row);
+    ++submitted_in_step_[row.id.step];
     last = std::max(last, UnitKey{row.id.step, row.id.index});
   }
   for (const BatchRow& row : state.batches) {
@@ -127,6 +124,9 @@ absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
               "ledger: unit ", unit.ToString(), " of step ", step,
               " is missing or in two steps"));
         }
+      }
+      for (const UnitId& unit : batch.dropped) {
+        queue_.erase({unit.step, unit.index});
       }
     }
     // Units are issued in order; holes below the last one are open again.
@@ -163,7 +163,9 @@ void CoordinatorCore::Tick() {
   std::vector<std::string> gone;
   for (auto& [id, session] : sessions_) {
     const absl::Duration silent = now_ - session.last_contact;
-    if (session.alive && silent > options_.suspect) {
+    const bool broken = session.broken.has_value() &&
+                        now_ - *session.broken > kBrokenGrace;
+    if (session.alive && (broken || silent > options_.suspect)) {
       LoseSession(id, session);
     } else if (!session.alive && silent > options_.suspect * 20) {
       gone.push_back(id);
@@ -181,6 +183,7 @@ void CoordinatorCore::Tick() {
       ++it;
     }
   }
+  TickAudits();
 }
 
 absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::Find(
@@ -214,6 +217,7 @@ absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::Find(
         absl::StrCat("only for role ", std::string(role)));
   }
   session.last_contact = now_;
+  session.broken.reset();
   if (!session.alive) {
     session.alive = true;
     Changed();
@@ -224,6 +228,9 @@ absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::Find(
 absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::FindMember(
     const CoreCaller& caller) {
   COX_ASSIGN_OR_RETURN(Session * session, Find(caller, "learner"));
+  if (!options_.rules.refuse_stale_generation) {
+    return session;
+  }
   const int32_t rank = session->who.rank;
   bool member = group_valid_ && caller.generation == generation_.value &&
                 caller.generation > 0;
@@ -267,6 +274,7 @@ absl::Status CoordinatorCore::Register(const RegisterEvent& event) {
     std::string& known = numerics_[caller.role];
     if (known.empty()) {
       known = event.numerics_class;
+      SetMeta(absl::StrCat("numerics/", caller.role), known);
     } else if (known != event.numerics_class) {
       const std::string text =
           absl::StrCat(caller.name, ": numerics class '",
@@ -284,6 +292,7 @@ absl::Status CoordinatorCore::Register(const RegisterEvent& event) {
   session.last_contact = now_;
   session.alive = true;
   if (first) {
+    session.number = next_session_++;
     AddEvent("session", absl::StrCat(caller.name, " registered"));
     // A supervisor restarts a process under its name: nobody shall be sent to
     // the old one's address until its silence is noticed. If both live, the
@@ -313,6 +322,9 @@ absl::StatusOr<bool> CoordinatorCore::Heartbeat(const HeartbeatEvent& event) {
 
 void CoordinatorCore::SetHeld(const std::string& id, Session& session,
                               std::set<std::string> held) {
+  if (session.quarantined) {
+    held.clear();  // nobody shall fetch weights from it
+  }
   if (held == session.held) {
     return;
   }
@@ -334,8 +346,13 @@ void CoordinatorCore::SetHeld(const std::string& id, Session& session,
 
 absl::Status CoordinatorCore::ReportHeld(const CoreCaller& caller,
                                          const std::vector<std::string>& hashes,
-                                         const std::string& address) {
+                                         const std::string& address,
+                                         const std::string& damaged) {
   COX_ASSIGN_OR_RETURN(Session * session, Find(caller));
+  if (!damaged.empty()) {
+    AddEvent("weights damaged",
+             absl::StrCat(session->who.caller.name, ": ", damaged));
+  }
   if (!address.empty()) {
     session->who.address = address;
   }
@@ -383,6 +400,7 @@ void CoordinatorCore::EndSession(const std::string& id) {
 void CoordinatorCore::ReleaseLeases(const std::string& session) {
   for (auto it = leases_.begin(); it != leases_.end();) {
     if (it->second.session == session) {
+      CountDeath(it->second, it->first);
       pending_.insert(it->first);
       it = leases_.erase(it);
       Changed();
@@ -390,6 +408,13 @@ void CoordinatorCore::ReleaseLeases(const std::string& session) {
       ++it;
     }
   }
+}
+
+bool CoordinatorCore::IsYounger(const std::string& id,
+                                const Session& session) const {
+  auto other = sessions_.find(id);
+  return other != sessions_.end() && other->second.alive &&
+         other->second.number > session.number;
 }
 
 bool CoordinatorCore::HasLiveHolder(const std::string& hash) const {
@@ -412,6 +437,10 @@ SourceData CoordinatorCore::Source(const VersionRow& version,
   constexpr size_t kMaxSources = 4;
   SourceData source;
   source.version = version;
+  if (auto canary = canaries_.find(version.content_hash);
+      canary != canaries_.end()) {
+    source.canary = canary->second;
+  }
   std::vector<std::pair<int64_t, std::string>> ranked;
   if (auto found = holders_.find(version.content_hash);
       found != holders_.end()) {

@@ -9,11 +9,7 @@
 // replies go and carries out TakeEffects(). When a commit fails the process
 // ends: memory is then ahead of the ledger.
 //
-// Rules are those of docs/durability.md ("Coordinator and ledger", "Samples",
-// "Learner"). Invariants that CheckInvariants() asserts: steps contiguous;
-// every unit in at most one step; batches complete before their step; versions
-// of units as planned; generations never decrease; no result changes; planned
-// units = pending + leased + submitted.
+// Rules and the invariants of CheckInvariants(): docs/durability.md.
 //
 // Errors of all events: NOT_FOUND (kUnknownSession: register first),
 // FAILED_PRECONDITION (kStaleEpoch, kStaleGeneration), PERMISSION_DENIED (the
@@ -33,6 +29,7 @@
 #include "coordinator/core_types.h"
 #include "coordinator/ledger.h"
 #include "coordinator/plan.h"
+#include "coordinator/scaler_core.h"
 
 namespace cox {
 
@@ -55,7 +52,11 @@ class CoordinatorCore {
   absl::Status Drain(const CoreCaller& caller, const std::string& reason);
   absl::Status ReportHeld(const CoreCaller& caller,
                           const std::vector<std::string>& hashes,
-                          const std::string& address);
+                          const std::string& address,
+                          const std::string& damaged = "");
+  // The connection of a caller that waited for an answer has broken. It is
+  // lost unless it calls again within half a second.
+  void CallerGone(const std::string& session);
   absl::StatusOr<AssignmentData> GetAssignment(const CoreCaller& caller);
 
   // --- Units
@@ -97,12 +98,16 @@ class CoordinatorCore {
   void SetStageState(const std::string& state);  // of the current stage
   // Returns the first step that sees it; 0 = at once.
   int64_t Control(ControlCommand command);
+  // How many processes of a role there shall be; whoever started them reads
+  // it in the status.
+  void Scale(const std::string& role, int32_t replicas);
   void Fail(const std::string& text, int exit_code);
   void AddEvent(const std::string& kind, const std::string& text);
   void SetMeta(const std::string& key, const std::string& value);
 
   // --- Views
   const RunPlan& plan() const { return plan_; }
+  const CoreRules& rules() const { return options_.rules; }
   Epoch epoch() const { return epoch_; }
   Generation generation() const { return generation_; }
   int32_t current_stage() const { return current_; }
@@ -112,6 +117,7 @@ class CoordinatorCore {
   int64_t live_sessions() const;
   std::optional<SourceData> Target(const std::string& model) const;
   StatusView Status() const;
+  LoadView Load() const;  // for the autoscaler
   std::vector<WaitView> Waits() const;
   // Recorded steps of a stage, in order.
   const std::vector<StepRow>& Steps(int32_t stage) const;
@@ -139,6 +145,9 @@ class CoordinatorCore {
     int64_t state_ms = 0;
     std::string waiting_for;
     uint64_t rss_bytes = 0;
+    std::optional<MonoTime> broken;  // since when its connection is
+    bool quarantined = false;
+    int64_t number = 0;  // of its registration
   };
   struct UnitLease {
     std::string session;
@@ -148,6 +157,17 @@ class CoordinatorCore {
   struct Member {
     std::string session;
     std::string rendezvous;
+  };
+
+  // One execution of a unit under audit.
+  struct AuditResult {
+    std::string name;  // of the actor
+    SubmitEvent event;
+    // A restarted process is no second opinion: its host may be the fault.
+    bool IsOf(const CoreCaller& caller) const {
+      return event.caller.session == caller.session ||
+             (!name.empty() && name == caller.name);
+    }
   };
 
   CoordinatorCore(CoreOptions options, RunPlan plan, Epoch epoch,
@@ -168,6 +188,8 @@ class CoordinatorCore {
   void LoseSession(const std::string& id, Session& session);
   void EndSession(const std::string& id);
   bool HasLiveHolder(const std::string& hash) const;
+  // Whether `id` is alive and registered after `session`.
+  bool IsYounger(const std::string& id, const Session& session) const;
   SourceData Source(const VersionRow& version,
                     const std::string& asking) const;
 
@@ -190,11 +212,24 @@ class CoordinatorCore {
                       std::vector<LeaseGrant>& grants);
   LeaseGrant Grant(const std::string& session, UnitKey key,
                    const VersionRow& version, const ScorePlanData& score);
+  const VersionRow* NewestHeldPolicy() const;
   int64_t StreamingCapacity() const;
   bool Freeze(int64_t step);
   absl::StatusOr<std::optional<SubmitResult>> JudgeSubmit(
       const SubmitEvent& event);
   absl::Status CheckSubmitVersion(const SubmitEvent& event) const;
+  void AcceptUnit(const SubmitEvent& event);
+
+  // core_audit.cc
+  bool IsAudited(const UnitId& unit) const;
+  bool HasOtherActor(const std::vector<AuditResult>& results) const;
+  absl::StatusOr<SubmitResult> AuditUnit(const SubmitEvent& event);
+  // Whether `session` may be given the unit.
+  bool MayCompute(const std::string& session, UnitKey key) const;
+  void Quarantine(const std::string& session, const std::string& why);
+  void TickAudits();
+  void RecoverScale(const ControlRow& row);
+  void CountDeath(const UnitLease& lease, UnitKey key);
 
   absl::Status CheckBatch(const CommitStepEvent& event);
   absl::StatusOr<bool> ReplayStep(const CommitStepEvent& event);
@@ -224,20 +259,28 @@ class CoordinatorCore {
   std::map<std::pair<int32_t, int64_t>, CheckpointRow> checkpoints_;
   std::map<std::pair<std::string, PolicyVersion>, VersionRow> versions_;
   std::map<UnitKey, UnitRow> submitted_;  // of the current stage
+  std::map<int64_t, int32_t> submitted_in_step_;
   std::map<int64_t, BatchRow> batches_;   // of the current stage (streaming)
   std::vector<EventRow> events_;          // the newest kMaxEvents
   int64_t next_event_ = 1;
   int64_t next_control_ = 1;
   bool paused_ = false;
+  std::map<std::string, int32_t> wanted_;  // processes, by role
 
   // Volatile
   std::map<std::string, Session> sessions_;
+  int64_t next_session_ = 1;
   std::map<std::string, std::set<std::string>> holders_;  // hash -> sessions
   mutable std::map<std::string, int64_t> handed_out_;     // address -> times
   std::map<std::string, std::string> numerics_;           // role -> class
   std::set<UnitKey> pending_;
   std::map<UnitKey, UnitLease> leases_;
   std::map<UnitKey, int64_t> attempts_;
+  std::map<UnitKey, std::vector<AuditResult>> audits_;  // not decided yet
+  MonoTime not_alone_;  // when there was last not exactly one actor
+  std::map<UnitKey, MonoTime> audit_since_;  // nobody else can compute it
+  std::map<UnitKey, int32_t> deaths_;        // of actors that held the unit
+  std::map<std::string, std::vector<float>> canaries_;  // by content hash
   std::vector<absl::Duration> unit_times_;  // ring of the last ones
   size_t unit_time_next_ = 0;
   int64_t next_step_to_open_ = 1;

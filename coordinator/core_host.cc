@@ -1,6 +1,7 @@
 #include "coordinator/core_host.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "lib/base/log.h"
@@ -8,7 +9,7 @@
 namespace cox {
 namespace {
 
-constexpr size_t kMaxTurn = 128;  // events in one transaction
+constexpr size_t kMaxTurn = 1024;  // events in one transaction
 
 }  // namespace
 
@@ -17,15 +18,13 @@ CoreHost::CoreHost(CoreHostOptions options,
                    std::unique_ptr<LedgerStore> ledger,
                    std::unique_ptr<SegmentStore> segments)
     : options_(options),
-      core_(std::move(core)),
-      ledger_(std::move(ledger)),
-      segments_(std::move(segments)) {}
+      turn_(std::move(core), std::move(ledger), std::move(segments),
+            options.tick) {}
 
 CoreHost::~CoreHost() { Stop(); }
 
 void CoreHost::Start(EffectHandler* handler) {
-  handler_ = handler;
-  last_turn_ = options_.clock->Now();
+  turn_.Start(handler, options_.clock->Now());
   thread_ = Thread("core", [this] { Loop(); });
   io_thread_ = Thread("core-io", [this] { IoLoop(); });
 }
@@ -46,7 +45,7 @@ void CoreHost::Stop() {
   }
   thread_.Join();
   io_thread_.Join();
-  (void)ledger_->Close();
+  (void)turn_.Close();
 }
 
 bool CoreHost::parking() const {
@@ -75,9 +74,8 @@ bool CoreHost::Post(Task task) {
   return Enqueue(std::move(item));
 }
 
-bool CoreHost::PostSubmit(
-    SubmitEvent event, std::string payload,
-    std::function<void(const absl::StatusOr<SubmitResult>&)> reply) {
+bool CoreHost::PostSubmit(SubmitEvent event, std::string payload,
+                          CoreTurn::SubmitReply reply) {
   Item item;
   item.submit = std::move(event);
   item.payload = std::move(payload);
@@ -115,17 +113,15 @@ void CoreHost::IoLoop() {
 }
 
 std::vector<CoreHost::Item> CoreHost::NextItems() {
-  MonoTime until = next_tick_;
-  for (const Parked& parked : parked_) {
-    until = std::min(until, parked.deadline);
-  }
+  const MonoTime until = turn_.NextWake();
+  const bool has_parked = turn_.has_parked();
   std::vector<Item> items;
   MutexLock lock(&mutex_);
   wake_.WaitFor(mutex_,
                 std::max(absl::ZeroDuration(), until - options_.clock->Now()),
-                [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                [this, has_parked]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
                   return stopping_ || !queue_.empty() ||
-                         (!parking_ && !parked_.empty());
+                         (!parking_ && has_parked);
                 });
   while (!queue_.empty() && items.size() < kMaxTurn) {
     items.push_back(std::move(queue_.front()));
@@ -138,7 +134,11 @@ void CoreHost::Loop() {
   while (true) {
     std::vector<Item> items = NextItems();
     const bool idle = items.empty();
-    const absl::Status status = Turn(std::move(items));
+    const absl::Status status =
+        turn_.Run(options_.clock->Now(),
+                  absl::ToDoubleSeconds(options_.clock->WallNow() -
+                                        absl::UnixEpoch()),
+                  std::move(items), parking());
     if (!status.ok()) {
       Die(status);
       return;
@@ -150,131 +150,25 @@ void CoreHost::Loop() {
   }
 }
 
-absl::Status CoreHost::StorePayloads(std::vector<Item>& items) {
-  bool appended = false;
-  for (Item& item : items) {
-    if (!item.submit.has_value()) {
-      continue;
-    }
-    const absl::StatusOr<bool> wanted = core_->WantsPayload(*item.submit);
-    if (wanted.ok() && *wanted) {
-      COX_ASSIGN_OR_RETURN(item.submit->payload,
-                           segments_->Append(item.payload));
-      appended = true;
-    }
-    item.payload = std::string();
-  }
-  return appended ? segments_->Sync() : absl::OkStatus();
-}
-
-absl::Status CoreHost::Turn(std::vector<Item> items) {
-  const MonoTime now = options_.clock->Now();
-  core_->AdvanceTo(now,
-                   absl::ToDoubleSeconds(options_.clock->WallNow() -
-                                         absl::UnixEpoch()));
-  // After a long stop of this process another one may own the ledger: no
-  // answer before that is known.
-  const bool stalled = now - last_turn_ > 20 * options_.tick;
-  last_turn_ = now;
-  if (stalled) {
-    COX_RETURN_IF_ERROR(ledger_->CheckFence());
-  }
-  COX_RETURN_IF_ERROR(StorePayloads(items));
-  for (Item& item : items) {
-    if (item.task) {
-      item.task();
-      continue;
-    }
-    absl::StatusOr<SubmitResult> result = core_->Submit(*item.submit);
-    AfterCommit([result = std::move(result), reply = std::move(item.reply)](
-                    const absl::Status& committed) {
-      reply(committed.ok() ? result
-                           : absl::StatusOr<SubmitResult>(committed));
-    });
-  }
-  if (now >= next_tick_) {
-    next_tick_ = now + options_.tick;
-    core_->Tick();
-    handler_->OnTick(*core_);
-  }
-  // Effects lead to further rows and changes; a turn ends when none are left.
-  while (true) {
-    RunParked();
-    COX_RETURN_IF_ERROR(CommitRows());
-    SendReplies(absl::OkStatus());
-    const std::vector<Effect> effects = core_->TakeEffects();
-    for (const Effect& effect : effects) {
-      handler_->OnEffect(*core_, effect);
-    }
-    if (effects.empty() && core_->change_count() == seen_changes_) {
-      return CommitRows();
-    }
-  }
-}
-
-absl::Status CoreHost::CommitRows() {
-  const std::vector<LedgerRow> rows = core_->TakeRows();
-  return rows.empty() ? absl::OkStatus() : ledger_->Commit(rows);
-}
-
-void CoreHost::RunParked() {
-  const bool parking = this->parking();
-  const bool changed = core_->change_count() != seen_changes_;
-  seen_changes_ = core_->change_count();
-  if (parked_.empty()) {
-    return;
-  }
-  const MonoTime now = options_.clock->Now();
-  std::vector<Parked> waiting = std::exchange(parked_, {});
-  for (Parked& parked : waiting) {
-    const bool expired = !parking || parked.deadline <= now;
-    const bool done = (expired || changed) && parked.attempt(expired);
-    if (!done && !expired) {
-      parked_.push_back(std::move(parked));
-    }
-  }
-}
-
 void CoreHost::Park(absl::Duration wait,
-                    std::function<bool(bool expired)> attempt) {
-  if (attempt(/*expired=*/false)) {
-    return;
-  }
-  parked_.push_back({options_.clock->Now() + wait, std::move(attempt)});
-}
-
-void CoreHost::SendReplies(const absl::Status& status) {
-  for (Reply& reply : std::exchange(replies_, {})) {
-    reply(status);
-  }
+                    std::function<bool(bool expired)> attempt,
+                    std::function<bool()> gone) {
+  turn_.Park(options_.clock->Now() + wait, std::move(attempt),
+             std::move(gone));
 }
 
 void CoreHost::Die(const absl::Status& status) {
   LogError("the ledger cannot be written",
            {Field("error", std::string(status.message()))});
-  std::deque<Item> rest;
+  std::vector<Item> rest;
   {
     MutexLock lock(&mutex_);
     fatal_ = status;
-    rest = std::exchange(queue_, {});
+    rest.assign(std::make_move_iterator(queue_.begin()),
+                std::make_move_iterator(queue_.end()));
+    queue_.clear();
   }
-  const absl::Status gone =
-      absl::UnavailableError("the coordinator is going down");
-  (void)core_->TakeRows();
-  for (Parked& parked : std::exchange(parked_, {})) {
-    parked.attempt(/*expired=*/true);
-  }
-  for (Item& item : rest) {
-    if (item.task) {
-      item.task();
-    } else {
-      item.reply(gone);
-    }
-  }
-  for (Parked& parked : std::exchange(parked_, {})) {
-    parked.attempt(/*expired=*/true);
-  }
-  SendReplies(gone);
+  turn_.Abandon(std::move(rest));
 }
 
 }  // namespace cox

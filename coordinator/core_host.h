@@ -1,11 +1,9 @@
 #ifndef COX_COORDINATOR_CORE_HOST_H_
 #define COX_COORDINATOR_CORE_HOST_H_
 
-// The thread around the core. It takes events from a bounded queue, at most
-// 128 in a turn, appends and syncs the payloads among them, lets the core
-// decide, commits all rows of the turn in one synced transaction, and only
-// then sends the replies (rules 3 and 4). Turns are as long as a commit takes:
-// whatever arrives meanwhile forms the next turn.
+// The thread around the core: takes events from a bounded queue and gives them
+// to CoreTurn. Turns are as long as a commit takes: whatever arrives meanwhile,
+// up to a limit, forms the next turn (group commit).
 //
 //   handler threads --Post--> [queue] --> core thread --Reply--> handlers
 //                                            |  \-- effects --> EffectHandler
@@ -18,28 +16,17 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
-#include "coordinator/core.h"
-#include "coordinator/segments.h"
+#include "coordinator/core_turn.h"
 #include "lib/base/clock.h"
 #include "lib/base/sync.h"
 #include "lib/base/thread.h"
 
 namespace cox {
-
-// Called on the core thread, after the rows that led to the effect are
-// durable. May block on files, may call the core.
-class EffectHandler {
- public:
-  virtual ~EffectHandler() = default;
-  virtual void OnEffect(CoordinatorCore& core, const Effect& effect) = 0;
-  virtual void OnTick(CoordinatorCore& core) = 0;
-};
 
 struct CoreHostOptions {
   const Clock* clock = &Clock::Real();
@@ -50,9 +37,8 @@ struct CoreHostOptions {
 // Thread-safe unless a method says "core thread".
 class CoreHost {
  public:
-  using Task = std::function<void()>;
-  // Gets OK after the commit, otherwise why there was none.
-  using Reply = std::function<void(const absl::Status& committed)>;
+  using Task = CoreTurn::Task;
+  using Reply = CoreTurn::Reply;
 
   CoreHost(CoreHostOptions options, std::unique_ptr<CoordinatorCore> core,
            std::unique_ptr<LedgerStore> ledger,
@@ -77,57 +63,34 @@ class CoreHost {
   bool Post(Task task);
   // Stores the payload if the core wants it, then `reply` with the outcome,
   // after the commit.
-  bool PostSubmit(
-      SubmitEvent event, std::string payload,
-      std::function<void(const absl::StatusOr<SubmitResult>&)> reply);
+  bool PostSubmit(SubmitEvent event, std::string payload,
+                  CoreTurn::SubmitReply reply);
   // On the thread for reading files.
   bool PostIo(Task task);
 
   // --- Core thread
-  CoordinatorCore& core() { return *core_; }
-  void AfterCommit(Reply reply) { replies_.push_back(std::move(reply)); }
+  CoordinatorCore& core() { return turn_.core(); }
+  void AfterCommit(Reply reply) { turn_.AfterCommit(std::move(reply)); }
   // `attempt(expired)` runs now, whenever the core changed, and once with
   // true after `wait`; it returns true when it has answered.
-  void Park(absl::Duration wait, std::function<bool(bool expired)> attempt);
+  void Park(absl::Duration wait, std::function<bool(bool expired)> attempt,
+            std::function<bool()> gone = nullptr);
 
   // Any thread.
-  const SegmentStore& segments() const { return *segments_; }
+  const SegmentStore& segments() const { return turn_.segments(); }
+  int64_t commits() const { return turn_.commits(); }
 
  private:
-  struct Item {
-    Task task;
-    std::optional<SubmitEvent> submit;
-    std::string payload;
-    std::function<void(const absl::StatusOr<SubmitResult>&)> reply;
-  };
-  struct Parked {
-    MonoTime deadline;
-    std::function<bool(bool)> attempt;
-  };
+  using Item = CoreTurn::Item;
 
   void Loop();
   void IoLoop();
   std::vector<Item> NextItems();
-  absl::Status Turn(std::vector<Item> items);
-  absl::Status StorePayloads(std::vector<Item>& items);
-  absl::Status CommitRows();
-  void RunParked();
-  void SendReplies(const absl::Status& status);
   void Die(const absl::Status& status);
   bool Enqueue(Item item);
 
   const CoreHostOptions options_;
-  std::unique_ptr<CoordinatorCore> core_;
-  std::unique_ptr<LedgerStore> ledger_;
-  std::unique_ptr<SegmentStore> segments_;
-  EffectHandler* handler_ = nullptr;
-
-  // Core thread only
-  std::vector<Reply> replies_;
-  std::vector<Parked> parked_;
-  int64_t seen_changes_ = -1;
-  MonoTime next_tick_;
-  MonoTime last_turn_;
+  CoreTurn turn_;  // core thread only, but for segments()
 
   mutable Mutex mutex_;
   CondVar wake_;

@@ -41,6 +41,15 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinEvent& event) {
     reply.rendezvous = members_[0].rendezvous;
     return reply;
   }
+  // Of two processes of one rank the one that registered last has it. Without
+  // an order they would take the place from each other for ever.
+  auto joiner = joiners_.find(event.rank);
+  if ((joiner != joiners_.end() &&
+       IsYounger(joiner->second.session, *session)) ||
+      (group_valid_ && member != members_.end() &&
+       IsYounger(member->second.session, *session))) {
+    return reply;
+  }
   // Whoever joins says that the old group is over.
   if (group_valid_ || joiners_[event.rank].session != event.caller.session) {
     group_valid_ = false;
@@ -51,7 +60,9 @@ absl::StatusOr<JoinReply> CoordinatorCore::Join(const JoinEvent& event) {
     return reply;
   }
   ++generation_.value;
-  Record(GenerationRow{generation_});
+  if (options_.rules.generation_durable) {
+    Record(GenerationRow{generation_});
+  }
   members_ = std::exchange(joiners_, {});
   group_valid_ = true;
   AddEvent("group", absl::StrCat("generation ", generation_.value));
@@ -67,10 +78,8 @@ absl::Status CoordinatorCore::CheckBatch(const CommitStepEvent& event) {
   if (!stage.has_units()) {
     return absl::OkStatus();
   }
-  std::vector<BatchUnit> units;
-  for (const UnitRow& row : UnitsOfStep(event.stage, event.step)) {
-    units.push_back({row.id, row.sha256, row.payload});
-  }
+  const std::vector<BatchUnit> units =
+      ToBatchUnits(UnitsOfStep(event.stage, event.step));
   if (static_cast<int32_t>(units.size()) != stage.units_per_step()) {
     return absl::FailedPreconditionError(
         absl::StrCat("step ", event.step, ": its batch is not complete"));
@@ -88,6 +97,9 @@ absl::StatusOr<bool> CoordinatorCore::ReplayStep(
     const CommitStepEvent& event) {
   const StepRow& row =
       steps_[event.stage][static_cast<size_t>(event.step - 1)];
+  if (!options_.rules.compare_and_set) {
+    return true;
+  }
   if (row.batch_sha256 != event.batch_sha256 ||
       row.weight_hash != event.weight_hash || row.skipped != event.skipped) {
     return absl::DataLossError(absl::StrCat(
@@ -121,7 +133,9 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(
     CheckStageComplete();
     return true;
   }
-  if (event.stage != current_ || event.step != last + 1 ||
+  const bool next =
+      event.step == last + 1 || !options_.rules.compare_and_set;
+  if (event.stage != current_ || !next ||
       !plan_.stage(event.stage).has_learner_steps() ||
       event.step > plan_.stage(event.stage).total_steps) {
     return absl::FailedPreconditionError(
@@ -144,18 +158,11 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(
   row.generation = generation_;
   row.metrics = event.metrics;
   if (plan_.stage(event.stage).has_units()) {
-    int64_t oldest = event.step - 1;
-    for (const UnitRow& unit : UnitsOfStep(event.stage, event.step)) {
-      oldest = std::min(oldest, unit.version_step);
-    }
-    row.metrics.emplace_back("async/staleness_max",
-                             static_cast<double>(event.step - 1 - oldest));
-    auto batch = batches_.find(event.step);
-    row.metrics.emplace_back(
-        "async/dropped",
-        batch == batches_.end()
-            ? 0.0
-            : static_cast<double>(batch->second.dropped.size()));
+    const auto batch = batches_.find(event.step);
+    const MetricList of_batch = BatchMetrics(
+        event.step, UnitsOfStep(event.stage, event.step),
+        batch == batches_.end() ? 0 : batch->second.dropped.size());
+    row.metrics.insert(row.metrics.end(), of_batch.begin(), of_batch.end());
   }
   steps_[event.stage].push_back(row);
   Record(std::move(row));
@@ -194,8 +201,10 @@ absl::Status CoordinatorCore::RecordCheckpoint(
     const CoreCaller& caller, int32_t stage, const CheckpointData& checkpoint,
     const std::string& weight_hash) {
   const std::vector<StepRow>& steps = Steps(stage);
-  if (checkpoint.step < 1 ||
-      checkpoint.step > static_cast<int64_t>(steps.size())) {
+  const bool committed = checkpoint.step >= 1 &&
+                         checkpoint.step <= static_cast<int64_t>(steps.size());
+  const bool checks = options_.rules.checkpoint_of_committed;
+  if (!committed && checks) {
     return absl::FailedPreconditionError(absl::StrCat(
         "checkpoint of stage ", stage, " step ", checkpoint.step,
         ": the step is not committed"));
@@ -204,13 +213,15 @@ absl::Status CoordinatorCore::RecordCheckpoint(
     return absl::InvalidArgumentError(
         "checkpoint: directory or manifest_sha256 is empty");
   }
-  const StepRow& step = steps[static_cast<size_t>(checkpoint.step - 1)];
   absl::Status bad;
-  if (step.weight_hash != weight_hash) {
+  if (const std::string recorded =
+          committed ? steps[static_cast<size_t>(checkpoint.step - 1)].weight_hash
+                    : "";
+      recorded != weight_hash && checks) {
     bad = absl::DataLossError(absl::StrCat(
         "checkpoint of stage ", stage, " step ", checkpoint.step,
-        ": the step was committed with weights ", step.weight_hash,
-        ", found ", weight_hash));
+        ": the step was committed with weights ", recorded, ", found ",
+        weight_hash));
   }
   auto [found, inserted] =
       checkpoints_.try_emplace({stage, checkpoint.step});
@@ -258,7 +269,10 @@ absl::StatusOr<std::vector<std::string>> CoordinatorCore::CommitCheckpoint(
     removed.push_back(event.checkpoint.directory);
   }
   std::vector<CheckpointRow> rows = LatestCheckpoints(event.stage);
-  const size_t keep = static_cast<size_t>(std::max(options_.keep_last, 2));
+  const size_t keep =
+      options_.rules.keep_two_checkpoints
+          ? static_cast<size_t>(std::max(options_.keep_last, 2))
+          : 0;
   for (size_t i = keep; i < rows.size(); ++i) {
     removed.push_back(rows[i].directory);
     checkpoints_.erase({rows[i].stage, rows[i].step});
@@ -315,13 +329,15 @@ absl::Status CoordinatorCore::CheckPublishable(
         absl::StrCat(what, ": unknown model"));
   }
   const int64_t last = stage.kind == StageKind::kPpo
-                           ? committed()
+                           ? committed() +
+                                 (options_.rules.publish_committed_only ? 0 : 1)
                            : stage.total_steps - 1;
   if (id.step < 0 || id.step > last) {
     return absl::FailedPreconditionError(
         absl::StrCat(what, ": the last version that may exist is ", last));
   }
-  if (stage.kind == StageKind::kPpo && id.step > 0) {
+  if (stage.kind == StageKind::kPpo && id.step > 0 &&
+      id.step <= committed()) {
     const StepRow& step =
         Steps(current_)[static_cast<size_t>(id.step - 1)];
     if (step.weight_hash != version.content_hash) {
@@ -353,6 +369,13 @@ absl::Status CoordinatorCore::Publish(const PublishEvent& event) {
   }
   if (!event.address.empty()) {
     session->who.address = event.address;
+  }
+  constexpr size_t kMaxCanaries = 256;
+  if (canaries_.size() >= kMaxCanaries) {
+    canaries_.clear();  // a missing one only means one check less
+  }
+  if (!event.canary.empty()) {
+    canaries_[event.version.content_hash] = event.canary;
   }
   std::set<std::string> held = session->held;
   held.insert(event.version.content_hash);

@@ -82,10 +82,14 @@ void CoordinatorCore::FinishStage(int32_t stage, const MetricList& metrics,
 
 void CoordinatorCore::EnterStage() {
   submitted_.clear();
+  submitted_in_step_.clear();
   batches_.clear();
   pending_.clear();
   leases_.clear();
   attempts_.clear();
+  audits_.clear();
+  audit_since_.clear();
+  deaths_.clear();
   queue_.clear();
   unit_times_.clear();
   unit_time_next_ = 0;
@@ -130,14 +134,17 @@ std::vector<PublishOrderData> CoordinatorCore::PublishOrders() const {
     order.folder = folder;
     orders.push_back(std::move(order));
   };
-  // The reference is the policy that ppo starts from.
-  const int32_t last_ppo = plan_.StageBefore(current_, StageKind::kPpo);
-  const bool compares = stage.kind == StageKind::kEval && last_ppo >= 0;
-  const int32_t before =
-      plan_.PolicyStageBefore(compares ? last_ppo : current_);
+  // The reference is the policy that ppo starts from; in eval the one before
+  // any preference was learned, and the policy is the last one trained.
+  const int32_t tuning = plan_.FirstTuningBefore(current_);
+  const bool compares = stage.kind == StageKind::kEval && tuning >= 0;
+  const int32_t before = plan_.PolicyStageBefore(compares ? tuning : current_);
   add("policy", 0, before, "policy");
   if (compares && stage.total_steps > 1) {
-    add("policy", 1, last_ppo, "policy");
+    const int32_t last = plan_.PolicyStageBefore(current_);
+    const bool averaged =
+        options_.eval_average && plan_.stage(last).kind == StageKind::kPpo;
+    add("policy", 1, last, averaged ? "policy_ema" : "policy");
   }
   if (NeedsRewardModel()) {
     add("reward", 0, plan_.StageBefore(current_, StageKind::kRm), "reward");
@@ -230,6 +237,7 @@ StatusView CoordinatorCore::Status() const {
                : paused_         ? "paused"
                                  : "running";
   view.failure = failure_;
+  view.wanted = wanted_;
   view.failure_exit_code = failure_exit_code_;
   view.current_stage = std::min(current_, plan_.num_stages() - 1);
   for (int32_t i = 0; i < plan_.num_stages(); ++i) {

@@ -4,6 +4,7 @@
 // What goes into the coordinator's core and what comes out of it.
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,11 +13,29 @@
 #include "absl/time/time.h"
 #include "coordinator/ledger.h"
 #include "coordinator/plan.h"
+#include "coordinator/step_record.h"
 #include "lib/base/clock.h"
 #include "lib/base/ids.h"
 #include "lib/base/status.h"
 
 namespace cox {
+
+// Which rules of docs/durability.md hold. All of them: only the test that
+// shows that the simulator notices a missing rule (tests/sim/) sets one false.
+struct CoreRules {
+  bool ack_after_commit = true;           // 3
+  bool payload_before_row = true;         // 4
+  bool end_at_failed_sync = true;         // 5
+  bool refuse_stale_generation = true;    // 7
+  bool first_result_stays = true;         // 8
+  bool exact_version = true;              // 10
+  bool unit_order = true;                 // 11
+  bool compare_and_set = true;            // 12
+  bool checkpoint_of_committed = true;    // 13
+  bool generation_durable = true;         // 14
+  bool publish_committed_only = true;     // 16
+  bool keep_two_checkpoints = true;       // 20
+};
 
 struct CoreOptions {
   absl::Duration lease = absl::Seconds(10);    // shortest lease
@@ -28,8 +47,12 @@ struct CoreOptions {
   bool gold_available = false;  // a lexicon is configured
   bool monitor_gold = false;    // also score ppo samples with it
   bool label_by_people = false;  // collect: labels come from a file
+  bool eval_average = false;  // eval: ppo's averaged weights (ppo.ema_decay)
   std::string checkpoint_dir;
   int32_t keep_last = 2;  // checkpoints per stage
+  double audit_fraction = 0;  // units that two actors compute
+  int32_t poison_after = 0;   // dead actors that make a unit suspect; 0 = off
+  CoreRules rules;
 };
 
 struct CoreCaller {
@@ -60,6 +83,7 @@ struct HeartbeatEvent {
 struct SourceData {
   VersionRow version;
   std::vector<std::string> addresses;
+  std::vector<float> canary = {};  // the publisher's; {} after a restart
 };
 
 struct ScorePlanData {
@@ -101,17 +125,10 @@ struct JoinReply {
   std::string rendezvous;
 };
 
-struct BatchUnit {
-  UnitId id;
-  std::string sha256;
-  PayloadRef payload;
-};
 struct BatchReply {
   std::vector<BatchUnit> units;  // in batch order
   std::string batch_sha256;
 };
-// SHA-256 over "<unit> <payload sha256>\n" of the units in batch order.
-std::string BatchHash(const std::vector<BatchUnit>& units);
 
 struct CheckpointData {
   int64_t step = 0;
@@ -139,6 +156,7 @@ struct PublishEvent {
   CoreCaller caller;
   VersionRow version;  // content hash checked against the manifest already
   std::string address;
+  std::vector<float> canary = {};
 };
 
 enum class AssignmentKind { kWait, kTrain, kServe, kDone, kStop };
@@ -207,6 +225,7 @@ struct StatusView {
   int64_t units_leased = 0;
   int64_t units_submitted = 0;  // of steps that are not committed
   MetricList last_metrics;
+  std::map<std::string, int32_t> wanted;  // processes, by role
   std::string failure;
   int failure_exit_code = 0;
 };

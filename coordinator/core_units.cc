@@ -132,7 +132,11 @@ absl::Duration CoordinatorCore::LeaseDuration() const {
 
 absl::StatusOr<std::vector<LeaseGrant>> CoordinatorCore::Lease(
     const CoreCaller& caller, int32_t max_units) {
-  COX_RETURN_IF_ERROR(Find(caller, "actor").status());
+  COX_ASSIGN_OR_RETURN(const Session* session, Find(caller, "actor"));
+  if (session->quarantined) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        caller.name, " is shut out: a result of it was wrong"));
+  }
   std::vector<LeaseGrant> grants;
   if (paused_ || draining_ || done() || !failure_.empty() ||
       !plan_.stage(current_).has_units()) {
@@ -159,11 +163,17 @@ void CoordinatorCore::LeasePlanned(const std::string& session,
          static_cast<int32_t>(grants.size()) < max_units) {
     const int64_t step = it->first;
     const VersionRow* version =
-        FindVersion("policy", plan_.VersionFor(current_, step));
+        options_.rules.exact_version
+            ? FindVersion("policy", plan_.VersionFor(current_, step))
+            : NewestHeldPolicy();
     // After a restart nobody may hold the version until the learner has
     // replayed; later steps' versions can be there already.
     if (version == nullptr || !HasLiveHolder(version->content_hash)) {
       it = pending_.lower_bound({step + 1, 0});
+      continue;
+    }
+    if (!MayCompute(session, *it)) {
+      ++it;
       continue;
     }
     grants.push_back(Grant(session, *it, *version, score));
@@ -200,10 +210,7 @@ int64_t CoordinatorCore::StreamingCapacity() const {
                   stage.total_steps * width - accepted - state.running);
 }
 
-void CoordinatorCore::LeaseStreaming(const std::string& session,
-                                     int32_t max_units,
-                                     const ScorePlanData& score,
-                                     std::vector<LeaseGrant>& grants) {
+const VersionRow* CoordinatorCore::NewestHeldPolicy() const {
   const VersionRow* version = nullptr;
   for (auto it = versions_.lower_bound({"policy", {current_, 0}});
        it != versions_.end() && it->first.first == "policy" &&
@@ -213,6 +220,14 @@ void CoordinatorCore::LeaseStreaming(const std::string& session,
       version = &it->second;
     }
   }
+  return version;
+}
+
+void CoordinatorCore::LeaseStreaming(const std::string& session,
+                                     int32_t max_units,
+                                     const ScorePlanData& score,
+                                     std::vector<LeaseGrant>& grants) {
+  const VersionRow* version = NewestHeldPolicy();
   if (version == nullptr ||
       committed() - version->version.step > plan_.schedule().eta) {
     return;
@@ -275,6 +290,9 @@ absl::Status CoordinatorCore::Return(const CoreCaller& caller,
 
 absl::Status CoordinatorCore::CheckSubmitVersion(
     const SubmitEvent& event) const {
+  if (!options_.rules.exact_version) {
+    return absl::OkStatus();
+  }
   if (plan_.IsStreaming(current_)) {
     const VersionRow* version =
         FindVersion("policy", {current_, event.version_step});
@@ -310,6 +328,10 @@ absl::Status CoordinatorCore::CheckSubmitVersion(
 absl::StatusOr<std::optional<SubmitResult>> CoordinatorCore::JudgeSubmit(
     const SubmitEvent& event) {
   COX_ASSIGN_OR_RETURN(Session * session, Find(event.caller, "actor"));
+  if (session->quarantined) {
+    return absl::PermissionDeniedError(absl::StrCat(
+        event.caller.name, " is shut out: a result of it was wrong"));
+  }
   if (!plan_.UnitExists(event.unit)) {
     return absl::InvalidArgumentError(
         absl::StrCat("unit ", event.unit.ToString(), " is not in the plan"));
@@ -320,6 +342,9 @@ absl::StatusOr<std::optional<SubmitResult>> CoordinatorCore::JudgeSubmit(
   const UnitKey key{event.unit.step, event.unit.index};
   if (event.unit.stage == current_) {
     if (auto found = submitted_.find(key); found != submitted_.end()) {
+      if (!options_.rules.first_result_stays) {
+        return std::optional<SubmitResult>();
+      }
       if (found->second.sha256 == event.payload_sha256) {
         return SubmitResult::kDuplicate;
       }
@@ -356,6 +381,14 @@ absl::StatusOr<SubmitResult> CoordinatorCore::Submit(
   if (known.has_value()) {
     return *known;
   }
+  if (IsAudited(event.unit)) {
+    return AuditUnit(event);
+  }
+  AcceptUnit(event);
+  return SubmitResult::kAccepted;
+}
+
+void CoordinatorCore::AcceptUnit(const SubmitEvent& event) {
   const UnitKey key{event.unit.step, event.unit.index};
   UnitRow row;
   row.id = event.unit;
@@ -378,22 +411,18 @@ absl::StatusOr<SubmitResult> CoordinatorCore::Submit(
   if (plan_.IsStreaming(current_)) {
     queue_.insert(key);
   }
+  deaths_.erase(key);
+  submitted_in_step_[key.first] += submitted_.contains(key) ? 0 : 1;
   submitted_[key] = row;
   Record(std::move(row));
   Changed();
   CheckStageComplete();
-  return SubmitResult::kAccepted;
 }
 
 bool CoordinatorCore::StepIsComplete(int64_t step) const {
-  const int32_t width = plan_.stage(current_).units_per_step();
-  auto it = submitted_.lower_bound({step, 0});
-  int32_t count = 0;
-  while (it != submitted_.end() && it->first.first == step) {
-    ++count;
-    ++it;
-  }
-  return count == width;
+  const auto count = submitted_in_step_.find(step);
+  return count != submitted_in_step_.end() &&
+         count->second == plan_.stage(current_).units_per_step();
 }
 
 std::vector<UnitRow> CoordinatorCore::SubmittedUnits(int64_t step) const {
@@ -407,10 +436,21 @@ std::vector<UnitRow> CoordinatorCore::SubmittedUnits(int64_t step) const {
 
 std::vector<UnitRow> CoordinatorCore::UnitsOfStep(int32_t stage,
                                                   int64_t step) const {
-  if (stage != current_ || !plan_.IsStreaming(stage)) {
-    return stage == current_ ? SubmittedUnits(step) : std::vector<UnitRow>();
-  }
   std::vector<UnitRow> units;
+  if (stage != current_) {
+    return units;
+  }
+  if (!plan_.IsStreaming(stage)) {
+    units = SubmittedUnits(step);
+    if (!options_.rules.unit_order) {
+      std::sort(units.begin(), units.end(),
+                [](const UnitRow& a, const UnitRow& b) {
+                  return std::pair(a.payload.segment, a.payload.offset) <
+                         std::pair(b.payload.segment, b.payload.offset);
+                });
+    }
+    return units;
+  }
   if (auto batch = batches_.find(step); batch != batches_.end()) {
     for (const UnitId& unit : batch->second.units) {
       units.push_back(submitted_.at({unit.step, unit.index}));
@@ -470,9 +510,7 @@ absl::StatusOr<std::optional<BatchReply>> CoordinatorCore::TakeBatch(
     return std::optional<BatchReply>();
   }
   BatchReply reply;
-  for (const UnitRow& row : UnitsOfStep(stage, step)) {
-    reply.units.push_back({row.id, row.sha256, row.payload});
-  }
+  reply.units = ToBatchUnits(UnitsOfStep(stage, step));
   reply.batch_sha256 = BatchHash(reply.units);
   return std::optional<BatchReply>(std::move(reply));
 }

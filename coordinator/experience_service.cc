@@ -116,11 +116,8 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
   }
 
   void SendChunk() {
-    const size_t size =
-        std::min<size_t>(kChunkBytes, payload_.size() - offset_);
-    *message_.mutable_chunk() = MakeChunk(
-        offset_, std::string_view(payload_).substr(offset_, size));
-    offset_ += size;
+    *message_.mutable_chunk() = MakeChunk(offset_, payload_);
+    offset_ += message_.chunk().data().size();
     StartWrite(&message_);
   }
 

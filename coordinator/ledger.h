@@ -123,6 +123,30 @@ struct LedgerState {
   std::vector<ControlRow> controls;
 };
 
+// One transaction of the ledger. Numbers ascend in the order of the commits.
+struct TransactionRow {
+  int64_t number = 0;
+  Epoch epoch;            // of the incarnation that wrote it
+  Generation generation;  // known then
+  std::string run_id;
+  bool operator==(const TransactionRow&) const = default;
+};
+
+// Everything in the ledger at one moment, and which transaction each row came
+// with: `unit_txn[i]` is that of `state.units[i]`, and so on. 0 = written by a
+// build that did not number transactions.
+struct LedgerRecord {
+  LedgerState state;
+  Epoch epoch;  // the newest incarnation's
+  std::vector<TransactionRow> transactions;
+  std::vector<int64_t> unit_txn;
+  std::vector<int64_t> batch_txn;
+  std::vector<int64_t> version_txn;
+  std::vector<int64_t> step_txn;
+  std::vector<int64_t> checkpoint_txn;
+  std::vector<int64_t> event_txn;
+};
+
 // One incarnation's access. Opening it took the next epoch durably, so an
 // older incarnation that still runs cannot write any more (rule 1).
 // Thread-compatible; Commit blocks for one synced write.
@@ -147,6 +171,12 @@ class LedgerStore {
 // process keeps the file locked.
 absl::StatusOr<std::unique_ptr<LedgerStore>> OpenSqliteLedger(
     const std::string& path);
+
+// Reads the ledger of a run, also of a live one, without writing a byte of it:
+// a read transaction where there is a write-ahead log, a plain read of the file
+// where there is none. NOT_FOUND: no ledger. FAILED_PRECONDITION: the tables
+// are of another format. DATA_LOSS: damaged.
+absl::StatusOr<LedgerRecord> ReadSqliteLedger(const std::string& path);
 
 }  // namespace cox
 

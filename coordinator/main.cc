@@ -1,5 +1,6 @@
 // cox-coordinator --config FILE [a.b.c=value ...] [--run-dir DIR] [--host H]
-//                 [--port N] [--http-port N] [--die-with-parent]
+//                 [--port N] [--http-host H] [--http-port N] [--advertise H]
+//                 [--tls DIR] [--die-with-parent]
 //
 // Start: configuration, lock, ledger epoch, tokenizer, prompts, then ports.
 // SIGTERM: answers what waits, lets open calls finish, closes the ledger, 0.
@@ -19,6 +20,7 @@
 #include "lib/base/log.h"
 #include "lib/base/process.h"
 #include "lib/config/config.h"
+#include "lib/rpc/tls.h"
 
 namespace cox {
 namespace {
@@ -28,13 +30,20 @@ constexpr char kUsage[] =
     "  --run-dir DIR      run directory (default: of the configuration)\n"
     "  --host HOST        address to listen on (127.0.0.1)\n"
     "  --port N           gRPC port; 0 = any, default: the recorded one\n"
+    "  --advertise HOST   name by which others reach it (that of --host)\n"
+    "  --tls DIR          ca.crt, tls.crt, tls.key: mutual TLS; default\n"
+    "                     $COX_TLS_DIR; none = loopback only\n"
+    "  --http-host HOST   of /livez, /readyz, /metrics (that of --host)\n"
     "  --http-port N      port of /livez, /readyz, /metrics (0 = any)\n"
+    "  --stay             after the last stage serve on until SIGTERM\n"
     "  --die-with-parent  end when the parent process ends\n";
 
 struct Flags {
   LoadOptions config;
   std::string run_dir;
+  std::string tls_dir;
   CoordinatorOptions coordinator;
+  bool stay = false;
   bool die_with_parent = false;
   bool help = false;
 };
@@ -49,6 +58,10 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
     }
     if (name == "--die-with-parent") {
       flags.die_with_parent = true;
+      continue;
+    }
+    if (name == "--stay") {
+      flags.stay = true;
       continue;
     }
     if (name == "--help") {
@@ -79,6 +92,12 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
       flags.run_dir = value;
     } else if (name == "--host") {
       flags.coordinator.host = value;
+    } else if (name == "--http-host") {
+      flags.coordinator.http_host = value;
+    } else if (name == "--advertise") {
+      flags.coordinator.advertise = value;
+    } else if (name == "--tls") {
+      flags.tls_dir = value;
     } else {
       return absl::InvalidArgumentError(absl::StrCat(name, ": unknown flag"));
     }
@@ -107,6 +126,7 @@ absl::Status LockRunDir(const std::string& run_dir) {
 }
 
 absl::StatusOr<int> Run(const Flags& flags) {
+  COX_RETURN_IF_ERROR(InitProcessTls(flags.tls_dir, "coordinator"));
   COX_ASSIGN_OR_RETURN(cox::v1::RunConfig config, LoadConfig(flags.config));
   std::string run_dir = flags.run_dir;
   if (run_dir.empty()) {
@@ -126,6 +146,10 @@ absl::StatusOr<int> Run(const Flags& flags) {
       break;
     }
     code = coordinator->ExitCode();
+    // A pod that ends is started again, and people want to read the results.
+    if (flags.stay && code == kExitDone) {
+      code.reset();
+    }
   }
   coordinator->Shutdown(absl::Seconds(2));
   LogInfo("coordinator ends", {Field("exit_code", *code)});

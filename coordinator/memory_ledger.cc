@@ -82,6 +82,46 @@ struct Writer {
   }
 };
 
+// Whether a row of this key is there already, or among the first `count` of
+// `rows`. Rows that replace or delete never collide.
+struct Collides {
+  LedgerState& state;
+  const std::vector<LedgerRow>& rows;
+  size_t count;
+
+  template <typename Row>
+  bool In(std::vector<Row>& stored, const Row& row) const {
+    auto place = Place(stored, row);
+    if (place != stored.end() && Key(*place) == Key(row)) {
+      return true;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const Row* other = std::get_if<Row>(&rows[i]);
+      if (other != nullptr && Key(*other) == Key(row)) {
+        return true;
+      }
+    }
+    return false;
+  }
+  bool operator()(const MetaRow&) const { return false; }
+  bool operator()(const GenerationRow&) const { return false; }
+  bool operator()(const StageRow&) const { return false; }
+  bool operator()(const CheckpointRemovedRow&) const { return false; }
+  bool operator()(const UnitRow& row) const { return In(state.units, row); }
+  bool operator()(const BatchRow& row) const { return In(state.batches, row); }
+  bool operator()(const VersionRow& row) const {
+    return In(state.versions, row);
+  }
+  bool operator()(const StepRow& row) const { return In(state.steps, row); }
+  bool operator()(const CheckpointRow& row) const {
+    return In(state.checkpoints, row);
+  }
+  bool operator()(const EventRow& row) const { return In(state.events, row); }
+  bool operator()(const ControlRow& row) const {
+    return In(state.controls, row);
+  }
+};
+
 class MemoryLedger : public LedgerStore {
  public:
   explicit MemoryLedger(MemoryDisk* disk) : disk_(disk) {
@@ -90,7 +130,7 @@ class MemoryLedger : public LedgerStore {
   }
   Epoch epoch() const override { return epoch_; }
   absl::Status CheckFence() override {
-    if (disk_->epoch != epoch_) {
+    if (disk_->epoch != epoch_ && disk_->fenced) {
       return absl::FailedPreconditionError(
           absl::StrCat("ledger: epoch ", disk_->epoch.value,
                        " took over from ", epoch_.value));
@@ -99,18 +139,22 @@ class MemoryLedger : public LedgerStore {
   }
   absl::Status Commit(const std::vector<LedgerRow>& rows) override {
     COX_RETURN_IF_ERROR(CheckFence());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (std::visit(Collides{disk_->state, rows, i}, rows[i])) {
+        return absl::AlreadyExistsError("ledger: a row of this key exists");
+      }
+    }
     if (disk_->commits_left == 0) {
       return absl::InternalError("ledger: write failed");
     }
-    // On a copy only when something can fail half-way: one row cannot.
-    if (rows.size() == 1) {
-      COX_RETURN_IF_ERROR(std::visit(Writer{disk_->state}, rows[0]));
-    } else {
-      LedgerState next = disk_->state;
-      for (const LedgerRow& row : rows) {
-        COX_RETURN_IF_ERROR(std::visit(Writer{next}, row));
+    if (!disk_->synced) {
+      if (disk_->unsynced.empty()) {
+        disk_->durable = disk_->state;
       }
-      disk_->state = std::move(next);
+      disk_->unsynced.push_back(rows);
+    }
+    for (const LedgerRow& row : rows) {
+      COX_RETURN_IF_ERROR(std::visit(Writer{disk_->state}, row));
     }
     if (disk_->commits_left > 0) {
       --disk_->commits_left;
@@ -126,6 +170,29 @@ class MemoryLedger : public LedgerStore {
 };
 
 }  // namespace
+
+void MemoryDisk::Crash(CounterRng& rng) {
+  if (unsynced.empty()) {
+    return;
+  }
+  const uint64_t kept = rng.NextBelow(unsynced.size() + 1);
+  state = std::move(durable);
+  for (size_t i = 0; i < kept; ++i) {
+    for (const LedgerRow& row : unsynced[i]) {
+      COX_CHECK(std::visit(Writer{state}, row).ok());
+    }
+  }
+  unsynced.clear();
+}
+
+bool MemoryDisk::IsDurable(const UnitId& unit) const {
+  const std::vector<UnitRow>& units =
+      unsynced.empty() ? state.units : durable.units;
+  const auto place = std::lower_bound(
+      units.begin(), units.end(), unit,
+      [](const UnitRow& row, const UnitId& id) { return row.id < id; });
+  return place != units.end() && place->id == unit;
+}
 
 std::unique_ptr<LedgerStore> OpenMemoryLedger(MemoryDisk* disk) {
   return std::make_unique<MemoryLedger>(disk);

@@ -53,6 +53,9 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Status(
         response->set_uptime_s(
             absl::ToDoubleSeconds(Clock::Real().Now() - service_.start));
         FillMetrics(view.last_metrics, response->mutable_last_metrics());
+        for (const auto& [role, replicas] : view.wanted) {
+          (*response->mutable_wanted())[role] = replicas;
+        }
         response->set_failure(view.failure);
         response->set_failure_exit_code(view.failure_exit_code);
         return absl::OkStatus();

@@ -9,8 +9,8 @@
 namespace cox {
 namespace {
 
-constexpr std::array<std::string_view, 6> kKindNames = {
-    "pretrain", "sft", "collect", "rm", "ppo", "eval"};
+constexpr std::array<std::string_view, 9> kKindNames = {
+    "pretrain", "sft", "collect", "rm", "rft", "dpo", "kto", "ppo", "eval"};
 constexpr int64_t kMaxPromptsPerStep = int64_t{1} << 20;
 constexpr int64_t kMaxSteps = int64_t{1} << 28;
 constexpr size_t kMaxStages = size_t{1} << 15;
@@ -147,9 +147,16 @@ std::vector<PlannedPrompt> RunPlan::PromptsOf(const UnitId& unit) const {
 
 int32_t RunPlan::PolicyStageBefore(int32_t stage) const {
   for (int32_t i = stage - 1; i >= 0; --i) {
-    const StageKind kind = this->stage(i).kind;
-    if (kind == StageKind::kPretrain || kind == StageKind::kSft ||
-        kind == StageKind::kPpo) {
+    if (this->stage(i).trains_policy()) {
+      return i;
+    }
+  }
+  return -1;
+}
+
+int32_t RunPlan::FirstTuningBefore(int32_t stage) const {
+  for (int32_t i = 0; i < stage; ++i) {
+    if (this->stage(i).tunes_policy()) {
       return i;
     }
   }

@@ -16,7 +16,17 @@
 
 namespace cox {
 
-enum class StageKind { kPretrain, kSft, kCollect, kRm, kPpo, kEval };
+enum class StageKind {
+  kPretrain,
+  kSft,
+  kCollect,
+  kRm,
+  kRft,
+  kDpo,
+  kKto,
+  kPpo,
+  kEval,
+};
 
 std::string_view StageKindName(StageKind kind);  // "pretrain", ...
 // INVALID_ARGUMENT for an unknown name.
@@ -33,7 +43,7 @@ struct SchedulePlan {
 struct StagePlan {
   StageKind kind = StageKind::kPretrain;
   // Steps to commit (learner stages) or rounds of units (collect 1, eval 1 or
-  // 2). 0 for rm until the comparisons are known.
+  // 2). 0 for rm, rft, dpo and kto until the comparisons are known.
   int64_t total_steps = 0;
   int64_t prompt_count = 0;       // rows of the stage's prompt data
   int64_t prompts_per_step = 0;   // 0 = the stage has no units
@@ -42,6 +52,15 @@ struct StagePlan {
   int32_t samples_per_prompt_final = 1;   // eval: of round 2
 
   bool has_units() const { return prompts_per_step > 0; }
+  // Leaves a policy in its checkpoint.
+  bool trains_policy() const {
+    return has_learner_steps() && kind != StageKind::kRm;
+  }
+  // Turns a policy towards preferences: what eval compares.
+  bool tunes_policy() const {
+    return trains_policy() && kind != StageKind::kPretrain &&
+           kind != StageKind::kSft;
+  }
   // Learners commit steps in this stage (collect and eval have none).
   bool has_learner_steps() const {
     return kind != StageKind::kCollect && kind != StageKind::kEval;
@@ -77,7 +96,8 @@ class RunPlan {
   }
   const SchedulePlan& schedule() const { return options_.schedule; }
   uint64_t seed() const { return options_.seed; }
-  // For rm, once the comparisons are there.
+  const PlanOptions& options() const { return options_; }
+  // For rm, rft, dpo and kto, once the comparisons are there.
   void SetTotalSteps(int32_t stage, int64_t total_steps);
 
   // The version that units of `step` are generated from. Not for streaming
@@ -93,6 +113,8 @@ class RunPlan {
 
   // Last stage before `stage` whose checkpoint holds a policy; -1 = none.
   int32_t PolicyStageBefore(int32_t stage) const;
+  // First stage before `stage` that tunes the policy; -1 = none.
+  int32_t FirstTuningBefore(int32_t stage) const;
   // Last stage of `kind` before `stage`; -1 = none.
   int32_t StageBefore(int32_t stage, StageKind kind) const;
 

@@ -49,12 +49,8 @@ std::vector<BookPrompt> PromptBook::ForUnit(const UnitId& unit) const {
     BookPrompt prompt;
     prompt.prompt_id = plan.prompt_id;
     prompt.text = row.text;
-    if (options_.decoder_start.has_value()) {
-      prompt.ids = {*options_.decoder_start};
-      prompt.instruction_ids = row.ids;
-    } else {
-      prompt.ids = row.ids;
-    }
+    prompt.ids = row.ids;
+    prompt.instruction_ids = row.instruction_ids;
     prompts.push_back(std::move(prompt));
   }
   return prompts;

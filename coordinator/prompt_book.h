@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <map>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,16 +20,13 @@ namespace cox {
 struct BookPrompt {
   uint64_t prompt_id = 0;
   std::vector<int32_t> ids;
-  std::vector<int32_t> instruction_ids;
+  std::vector<int32_t> instruction_ids;  // encoder-decoder models only
   std::string text;
 };
 
 struct PromptBookOptions {
   int64_t vocab_size = 0;
   int64_t max_new_tokens = 0;
-  // Encoder-decoder models: the decoder starts with this id and the prompt is
-  // the instruction.
-  std::optional<int32_t> decoder_start;
 };
 
 // Thread-safe.

@@ -6,6 +6,7 @@
 #include "coordinator/wire_service.h"
 #include "lib/base/hash.h"
 #include "lib/data/trajectory.h"
+#include "lib/rpc/error_reason.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/proto_convert.h"
 
@@ -112,10 +113,14 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
       return absl::InvalidArgumentError(
           "header: expected in the first message");
     }
-    return message_.has_chunk()
-               ? AppendChunk(message_.chunk(), header_.payload_bytes(),
-                             &payload_)
-               : absl::OkStatus();
+    if (!message_.has_chunk()) {
+      return absl::OkStatus();
+    }
+    const absl::Status added =
+        AppendChunk(message_.chunk(), header_.payload_bytes(), &payload_);
+    return absl::IsDataLoss(added)
+               ? WithReason(added, ErrorReason::kDamagedOnTheWay)
+               : added;
   }
 
   absl::Status OnEnd() {

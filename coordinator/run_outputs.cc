@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "coordinator/stage_steps.h"
 #include "lib/base/hash.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
@@ -184,10 +185,8 @@ absl::StatusOr<std::vector<SampleText>> RunOutputs::ReadSamples(
       }
       SampleText sample;
       sample.id = t.id.ToString();
-      const std::vector<int32_t>& prompt =
-          t.instruction_ids.empty() ? t.prompt_ids : t.instruction_ids;
       if (decode_) {
-        sample.prompt = decode_(prompt);
+        sample.prompt = ReadablePrompt(t, decode_);
         sample.response = decode_(t.response_ids);
       }
       sample.reward = t.reward_total.value_or(
@@ -342,9 +341,10 @@ absl::Status RunOutputs::CompleteStage(CoordinatorCore& core, int32_t stage) {
   int64_t next_total = 0;
   const int32_t next = stage + 1;
   if (next < core.plan().num_stages() &&
-      core.plan().stage(next).kind == StageKind::kRm &&
+      CountsRows(core.plan().stage(next).kind) &&
       core.plan().stage(next).total_steps == 0) {
-    COX_ASSIGN_OR_RETURN(next_total, options_.reward_model_steps());
+    COX_ASSIGN_OR_RETURN(
+        next_total, options_.steps_over_rows(core.plan().stage(next).kind));
   }
   core.FinishStage(stage, {metrics.begin(), metrics.end()}, next_total);
   LogInfo("stage done", {Field("stage", KindOf(core, stage))});
@@ -364,6 +364,12 @@ void RunOutputs::OnTick(CoordinatorCore& core) {
   metrics_.Set("cox_generation",
                static_cast<double>(core.generation().value));
   metrics_.Set("cox_stage", static_cast<double>(core.current_stage()));
+  const LoadView load = core.Load();
+  metrics_.Set("cox_units_open", static_cast<double>(load.open_units));
+  metrics_.Set("cox_units_ready", static_cast<double>(load.ready_units));
+  metrics_.Set("cox_actors_live", static_cast<double>(load.live_actors));
+  metrics_.Set("cox_actors_wanted", static_cast<double>(WantedActors(load)));
+  metrics_.Set("cox_buffered_learner_seconds", BufferedSeconds(load));
 }
 
 absl::Status RunOutputs::WriteReportFile(const CoordinatorCore& core) {

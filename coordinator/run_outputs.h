@@ -38,8 +38,9 @@ struct RunOutputsOptions {
   int bootstrap = 2000;
   int samples_per_step = 0;
   bool tensorboard = false;
-  // Total steps of the rm stage, asked when the stage before it is done.
-  std::function<absl::StatusOr<int64_t>()> reward_model_steps;
+  // Total steps of a stage over rows of comparisons (stage_steps.h), asked
+  // when the stage before it is done.
+  std::function<absl::StatusOr<int64_t>(StageKind)> steps_over_rows;
   // Told when the run has failed.
   std::function<void(const std::string& text, int exit_code)> on_failure;
 };

@@ -92,11 +92,8 @@ class FileStream : public grpc::ServerWriteReactor<cox::v1::Chunk> {
 
  private:
   void Next() {
-    const size_t size =
-        std::min<size_t>(kChunkBytes, bytes_.size() - offset_);
-    chunk_ = MakeChunk(offset_,
-                       std::string_view(bytes_).substr(offset_, size));
-    offset_ += size;
+    chunk_ = MakeChunk(offset_, bytes_);
+    offset_ += chunk_.data().size();
     StartWrite(&chunk_);
   }
 
@@ -217,6 +214,7 @@ grpc::ServerWriteReactor<cox::v1::Chunk>* RunServiceImpl::FetchFile(
       Admit(service_, *context, request->caller(), "RunService.FetchFile");
   const std::string& name = request->name();
   if (status.ok() && name != "tokenizer.json" &&
+      name != "tokenizer_config.json" &&
       name != "comparisons.jsonl" && name != "comparisons.heldout.jsonl") {
     status = absl::NotFoundError("FetchFile: no such file of the run");
   }

@@ -5,12 +5,16 @@
 #include <utility>
 
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
+#include "coordinator/chat_setup.h"
 #include "coordinator/model_folder_check.h"
+#include "coordinator/stage_steps.h"
+#include "coordinator/plan_record.h"
 #include "lib/base/hash.h"
 #include "lib/base/log.h"
 #include "lib/data/batch.h"
 #include "lib/data/dataset.h"
+#include "lib/weights/model_folder.h"
+#include "lib/engine/model_config.h"
 #include "lib/rpc/proto_convert.h"
 #include "nlohmann/json.hpp"
 
@@ -24,9 +28,9 @@ std::vector<std::string> Strings(
 
 // All text of a row, for training a tokenizer.
 void AppendTexts(const Row& row, std::vector<std::string>& texts) {
-  std::string text = row.text;
+  std::string text = row.text + PromptText(row);
   for (const std::string* part :
-       {&row.prompt, &row.completion, &row.chosen, &row.rejected}) {
+       {&row.completion, &row.chosen, &row.rejected}) {
     absl::StrAppend(&text, *part);
   }
   for (const ChatMessage& message : row.messages) {
@@ -69,7 +73,13 @@ absl::Status PrepareTokenizer(Fs& fs, bool resumed, PreparedRun& run) {
   if (resumed && fs.Exists(path)) {
     COX_ASSIGN_OR_RETURN(run.tokenizer, Tokenizer::FromFile(path));
   } else if (settings.kind() == "file") {
-    COX_ASSIGN_OR_RETURN(run.tokenizer, Tokenizer::FromFile(settings.path()));
+    const std::string source = TokenizerSource(run.config);
+    COX_ASSIGN_OR_RETURN(const std::string json,
+                         ReadTokenizerJson(fs, source));
+    absl::StatusOr<std::shared_ptr<const Tokenizer>> read =
+        Tokenizer::FromJson(json);
+    COX_RETURN_IF_ERROR(Annotate(read.status(), source));
+    run.tokenizer = *std::move(read);
   } else {
     COX_ASSIGN_OR_RETURN(run.tokenizer, TrainTokenizer(fs, settings));
   }
@@ -93,25 +103,29 @@ absl::Status PrepareTokenizer(Fs& fs, bool resumed, PreparedRun& run) {
 }
 
 // A model folder's vocabulary may be padded beyond its tokenizer's.
-absl::Status ApplyModelFolder(Fs& fs, PreparedRun& run,
-                              std::optional<int32_t>& bos) {
+absl::Status ApplyModelFolder(Fs& fs, PreparedRun& run) {
   if (run.config.model().init().empty()) {
+    if (run.config.model().type() == "instruct_encdec") {
+      run.decoder_start = run.eos_ids.empty() ? 0 : run.eos_ids[0];
+    }
     return absl::OkStatus();
   }
-  const std::string path = JoinPath(run.config.model().init(), "config.json");
-  COX_ASSIGN_OR_RETURN(const std::string text, fs.ReadAll(path));
+  const std::string& path = run.config.model().init();
+  COX_ASSIGN_OR_RETURN(const ModelFolder folder, ReadModelTexts(fs, path));
+  const std::string& text = folder.config_json;
   const auto json = nlohmann::json::parse(text, nullptr, false);
   if (!json.is_object()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": a JSON object expected"));
+        absl::StrCat(path, ": config.json: a JSON object expected"));
   }
   if (auto size = json.find("vocab_size");
       size != json.end() && size->is_number_integer()) {
     run.vocab_size = std::max(run.vocab_size, size->get<int64_t>());
   }
-  if (auto id = json.find("bos_token_id");
-      id != json.end() && id->is_number_integer()) {
-    bos = id->get<int32_t>();
+  if (json.value("model_type", "") == "instruct_encdec") {
+    absl::StatusOr<ModelConfig> model = ModelConfig::FromJson(text);
+    COX_RETURN_IF_ERROR(Annotate(model.status(), path));
+    run.decoder_start = model->DecoderStart();
   }
   return absl::OkStatus();
 }
@@ -149,26 +163,50 @@ absl::StatusOr<std::vector<PromptExample>> LoadPrompts(
       data = std::move(ids);
     }
   }
+  if (!data.ok() && run.chat.has_value()) {
+    if (absl::StatusOr<Dataset> chats =
+            LoadDataset(fs, Strings(files), RowKind::kMessages);
+        chats.ok()) {
+      data = std::move(chats);
+    }
+  }
   COX_RETURN_IF_ERROR(Annotate(data.status(), field));
   TokenizeOptions options;
+  options.chat = run.chat;
   options.max_prompt_tokens = config.generation().max_prompt_tokens();
+  options.decoder_start = run.decoder_start;
   absl::StatusOr<std::vector<PromptExample>> prompts =
       TokenizePrompts(*data, run.tokenizer.get(), options);
   COX_RETURN_IF_ERROR(Annotate(prompts.status(), field));
   for (size_t i = 0; i < prompts->size(); ++i) {
     const PromptExample& prompt = (*prompts)[i];
-    const bool bad =
-        prompt.ids.empty() ||
-        std::any_of(prompt.ids.begin(), prompt.ids.end(), [&](int32_t id) {
-          return id < 0 || id >= run.vocab_size;
-        });
-    if (bad) {
+    const auto outside = [&run](int32_t id) {
+      return id < 0 || id >= run.vocab_size;
+    };
+    if (prompt.ids.empty() || std::ranges::any_of(prompt.ids, outside) ||
+        std::ranges::any_of(prompt.instruction_ids, outside)) {
       return absl::InvalidArgumentError(absl::StrCat(
           field, ": ", data->Where(data->rows[i]),
           ": the prompt is empty or has ids outside the vocabulary"));
     }
   }
   return prompts;
+}
+
+// What stage sft would find too long is told before anything is trained.
+absl::Status CheckSftRows(Fs& fs, const PreparedRun& run) {
+  const cox::v1::LmSettings& sft = run.config.sft();
+  if (!HasStage(run.config, "sft") || run.tokenizer == nullptr ||
+      run.eos_ids.empty()) {
+    return absl::OkStatus();
+  }
+  COX_ASSIGN_OR_RETURN(const Dataset data,
+                       LoadDataset(fs, Strings(sft.train())));
+  TokenizeOptions options = SftTokenizeOptions(
+      sft.sequence_length(), run.eos_ids[0], run.decoder_start);
+  options.chat = run.chat;
+  return Annotate(TokenizeSft(data, *run.tokenizer, options).status(),
+                  "sft.train");
 }
 
 StagePlan LearnerStage(const cox::v1::RunConfig& config, StageKind kind) {
@@ -181,7 +219,7 @@ StagePlan LearnerStage(const cox::v1::RunConfig& config, StageKind kind) {
 }
 
 StagePlan UnitStage(const cox::v1::RunConfig& config, StageKind kind,
-                    int64_t prompts, bool after_ppo) {
+                    int64_t prompts, bool after_tuning) {
   StagePlan stage;
   stage.kind = kind;
   stage.prompt_count = prompts;
@@ -202,7 +240,7 @@ StagePlan UnitStage(const cox::v1::RunConfig& config, StageKind kind,
       stage.samples_per_prompt = config.ppo().samples_per_prompt();
       break;
     default:
-      stage.total_steps = after_ppo ? 2 : 1;
+      stage.total_steps = after_tuning ? 2 : 1;
       stage.prompts_per_step = at_most(config.eval().max_prompts());
       stage.unit_prompts = config.eval().unit_prompts();
       stage.samples_per_prompt = config.eval().best_of();
@@ -223,42 +261,40 @@ absl::Status PreparePlan(Fs& fs, PreparedRun& run) {
       mode == "fixed_lag" ? config.schedule().lag() : 0;
   options.schedule.eta = config.schedule().eta();
   PromptBookOptions book;
-  std::optional<int32_t> bos;
-  COX_RETURN_IF_ERROR(ApplyModelFolder(fs, run, bos));
+  COX_RETURN_IF_ERROR(ApplyModelFolder(fs, run));
+  COX_RETURN_IF_ERROR(CheckSftRows(fs, run));
   book.vocab_size = run.vocab_size;
   book.max_new_tokens = config.generation().max_new_tokens();
-  if (config.model().type() == "instruct_encdec") {
-    book.decoder_start =
-        bos.has_value() ? *bos : run.eos_ids.empty() ? 0 : run.eos_ids[0];
-  }
   std::map<int32_t, std::vector<PromptExample>> prompts;
-  bool after_ppo = false;
+  bool after_tuning = false;
   for (const std::string& name : config.stages()) {
     COX_ASSIGN_OR_RETURN(const StageKind kind, ParseStageKind(name));
     const auto index = static_cast<int32_t>(options.stages.size());
     if (kind == StageKind::kPretrain || kind == StageKind::kSft ||
-        kind == StageKind::kRm) {
+        CountsRows(kind)) {
       StagePlan stage = LearnerStage(config, kind);
-      if (kind == StageKind::kRm && config.rm().comparisons_size() > 0) {
-        COX_ASSIGN_OR_RETURN(stage.total_steps,
-                             RewardModelSteps(fs, config, run.run_dir));
+      if (CountsRows(kind) && HasOwnRows(config, kind)) {
+        COX_ASSIGN_OR_RETURN(
+            stage.total_steps, StepsOverRows(fs, config, run.run_dir, kind));
       }
+      after_tuning = after_tuning || stage.tunes_policy();
       options.stages.push_back(stage);
       continue;
     }
     COX_ASSIGN_OR_RETURN(prompts[index], LoadPrompts(fs, run, kind));
     options.stages.push_back(
         UnitStage(config, kind, static_cast<int64_t>(prompts[index].size()),
-                  after_ppo));
-    after_ppo = after_ppo || kind == StageKind::kPpo;
+                  after_tuning));
+    after_tuning = after_tuning || kind == StageKind::kPpo;
   }
   COX_ASSIGN_OR_RETURN(RunPlan plan, RunPlan::Create(std::move(options)));
   for (int32_t i = 0; i < plan.num_stages(); ++i) {
-    if (plan.stage(i).kind == StageKind::kRm &&
-        plan.stage(i).total_steps == 0 &&
+    const StageKind kind = plan.stage(i).kind;
+    if (CountsRows(kind) && plan.stage(i).total_steps == 0 &&
         plan.StageBefore(i, StageKind::kCollect) < 0) {
       return absl::InvalidArgumentError(
-          "rm.comparisons: files are needed without a stage collect");
+          absl::StrCat(std::string(StageKindName(kind)),
+                       ": files are needed without a stage collect"));
     }
   }
   run.prompts =
@@ -273,17 +309,23 @@ CoreOptions MakeCoreOptions(const cox::v1::RunConfig& config,
   options.lease = absl::Seconds(config.limits().lease_s());
   options.suspect = absl::Seconds(config.limits().suspect_s());
   options.world_size = config.roles().learners();
-  options.reward_model = config.reward().kind() == "rm";
+  // A run that never trains one may still be evaluated by the labeller.
+  options.reward_model =
+      config.reward().kind() == "rm" &&
+      (HasStage(config, "rm") || !config.reward().path().empty());
   options.reward_address = config.reward().kind() == "grpc"
                                ? config.reward().address()
                                : std::string();
   options.gold_available = !config.reward().lexicon().empty();
   options.monitor_gold = config.reward().monitor_gold();
   options.label_by_people = config.collect().labeller() == "file";
+  options.eval_average = config.ppo().ema_decay() > 0;
   options.checkpoint_dir = config.checkpoint().dir().empty()
                                ? JoinPath(run_dir, "checkpoints")
                                : config.checkpoint().dir();
   options.keep_last = config.checkpoint().keep_last();
+  options.audit_fraction = config.audit().fraction();
+  options.poison_after = config.audit().poison_after();
   return options;
 }
 
@@ -322,26 +364,20 @@ DecodeFunction MakeDecode(std::shared_ptr<const Tokenizer> tokenizer) {
   };
 }
 
-absl::StatusOr<int64_t> RewardModelSteps(Fs& fs,
-                                         const cox::v1::RunConfig& config,
-                                         const std::string& run_dir) {
-  std::vector<std::string> files = Strings(config.rm().comparisons());
-  if (files.empty()) {
-    files = {JoinPath(run_dir, "comparisons.jsonl")};
+absl::StatusOr<PreparedRun> DescribeRun(Fs& fs,
+                                        const cox::v1::RunConfig& config,
+                                        const std::string& run_dir) {
+  PreparedRun run;
+  run.config = config;
+  run.run_dir = run_dir;
+  run.config_hash = ConfigHash(config);
+  const std::string tokenizer = JoinPath(run_dir, "tokenizer.json");
+  if (config.tokenizer().kind() != "none" && !fs.Exists(tokenizer)) {
+    return absl::NotFoundError(absl::StrCat(tokenizer, ": the run has none"));
   }
-  int64_t rows = 0;
-  for (const std::string& file : files) {
-    COX_ASSIGN_OR_RETURN(const std::string text, fs.ReadAll(file));
-    for (absl::string_view line : absl::StrSplit(text, '\n')) {
-      rows += line.find_first_not_of(" \t\r") == absl::string_view::npos ? 0
-                                                                         : 1;
-    }
-  }
-  if (rows == 0) {
-    return absl::InvalidArgumentError("rm: no comparisons to train on");
-  }
-  const int64_t batch = config.rm().batch();
-  return config.rm().epochs() * ((rows + batch - 1) / batch);
+  COX_RETURN_IF_ERROR(PrepareTokenizer(fs, /*resumed=*/true, run));
+  COX_RETURN_IF_ERROR(ApplyModelFolder(fs, run));
+  return run;
 }
 
 absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
@@ -365,6 +401,8 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
     run.run_id = NewSessionId();
   }
   COX_RETURN_IF_ERROR(PrepareTokenizer(fs, resumed, run));
+  COX_ASSIGN_OR_RETURN(run.chat,
+                       PrepareChatTemplate(fs, config, run_dir, resumed));
   COX_RETURN_IF_ERROR(CheckModelFolders(fs, run));
   COX_RETURN_IF_ERROR(PreparePlan(fs, run));
   SegmentStore::Options segments;
@@ -378,7 +416,8 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
   COX_RETURN_IF_ERROR(run.ledger->Commit(
       {MetaRow{"run_id", run.run_id}, MetaRow{"config", yaml},
        MetaRow{"config_hash", run.config_hash},
-       MetaRow{"tokenizer_sha256", run.tokenizer_sha256}}));
+       MetaRow{"tokenizer_sha256", run.tokenizer_sha256},
+       MetaRow{"plan", PlanRecord(run.plan->options())}}));
   return run;
 }
 

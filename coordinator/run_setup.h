@@ -30,9 +30,12 @@ struct PreparedRun {
   // Shared with gRPC's threads, immutable; null with tokenizer none.
   std::shared_ptr<const Tokenizer> tokenizer;
   std::string tokenizer_sha256;
+  std::optional<ChatTemplateOptions> chat;  // for rows of messages
   std::vector<int32_t> eos_ids;
   int32_t pad_id = 0;
   int64_t vocab_size = 0;
+  // ModelConfig::DecoderStart of the policy.
+  std::optional<int32_t> decoder_start;
   std::optional<RunPlan> plan;
   std::unique_ptr<PromptBook> prompts;
   CoreOptions core_options;
@@ -48,12 +51,11 @@ struct PreparedRun {
 absl::StatusOr<PreparedRun> PrepareRun(Fs& fs, const cox::v1::RunConfig& config,
                                        const std::string& run_dir);
 
-// Steps of stage rm: epochs * ceil(comparison rows / batch). The rows are
-// those of rm.comparisons or, when empty, of stage collect. NOT_FOUND before
-// they exist.
-absl::StatusOr<int64_t> RewardModelSteps(Fs& fs,
-                                         const cox::v1::RunConfig& config,
-                                         const std::string& run_dir);
+// What Register tells of a run that exists (tokenizer, ids of the vocabulary),
+// without opening its ledger or writing anything. NOT_FOUND: its files are gone.
+absl::StatusOr<PreparedRun> DescribeRun(Fs& fs,
+                                        const cox::v1::RunConfig& config,
+                                        const std::string& run_dir);
 
 // Special tokens removed; empty function without a tokenizer.
 DecodeFunction MakeDecode(std::shared_ptr<const Tokenizer> tokenizer);

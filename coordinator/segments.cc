@@ -20,8 +20,8 @@ absl::Status LostIfAbsent(const absl::Status& status) {
 
 }  // namespace
 
-std::string SegmentStore::PathOf(int32_t segment) const {
-  return JoinPath(options_.dir, absl::StrFormat("%06d.seg", segment));
+std::string SegmentPath(const std::string& dir, int32_t segment) {
+  return JoinPath(dir, absl::StrFormat("%06d.seg", segment));
 }
 
 absl::StatusOr<std::unique_ptr<SegmentStore>> SegmentStore::Open(
@@ -65,11 +65,9 @@ absl::Status SegmentStore::Recover(const std::vector<UnitRow>& units) {
       COX_RETURN_IF_ERROR(fs_.RemoveAll(JoinPath(options_.dir, name)));
     }
   }
-  if (segment_ == 0 || size_ >= options_.segment_bytes) {
-    return OpenNext();
-  }
-  COX_ASSIGN_OR_RETURN(file_, fs_.OpenAppend(PathOf(segment_)));
-  return absl::OkStatus();
+  // Never into a file of an earlier incarnation: it may still run and append,
+  // and the offsets of both would be wrong.
+  return OpenNext();
 }
 
 absl::Status SegmentStore::OpenNext() {
@@ -119,14 +117,16 @@ absl::Status SegmentStore::Sync() {
   return status;
 }
 
-absl::StatusOr<std::string> SegmentStore::Read(
-    const PayloadRef& ref, const std::string& sha256) const {
+absl::StatusOr<std::string> ReadPayload(Fs& fs, const std::string& dir,
+                                        const PayloadRef& ref,
+                                        const std::string& sha256) {
+  const std::string path = SegmentPath(dir, ref.segment);
   absl::StatusOr<std::string> bytes =
-      fs_.ReadRange(PathOf(ref.segment), ref.offset, ref.length);
+      fs.ReadRange(path, ref.offset, ref.length);
   COX_RETURN_IF_ERROR(LostIfAbsent(bytes.status()));
   if (Sha256Hex(std::string_view(*bytes)) != sha256) {
     return absl::DataLossError(absl::StrCat(
-        PathOf(ref.segment), ": bytes ", ref.offset, "+", ref.length,
+        path, ": bytes ", ref.offset, "+", ref.length,
         " do not hash to ", sha256));
   }
   return bytes;

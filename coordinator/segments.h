@@ -4,7 +4,8 @@
 // Payloads of submitted units in append-only files, segments/000001.seg, ...
 // A file is nothing but payloads back to back: offsets, lengths and hashes are
 // in the ledger's rows. Bytes without a row are garbage: behind the last row
-// they are cut at start, between rows they are skipped.
+// they are cut at start, between rows they are skipped. Each incarnation of the
+// coordinator begins a file of its own (rule 1).
 //
 // Append, Sync, then the row (rule 4): a row never points at bytes that may
 // vanish. After a failed Append or Sync nothing more may be written; the
@@ -22,6 +23,13 @@
 
 namespace cox {
 
+// A payload of the folder `dir`, read and hashed. DATA_LOSS when the bytes are
+// not all there or do not hash to `sha256`.
+absl::StatusOr<std::string> ReadPayload(Fs& fs, const std::string& dir,
+                                        const PayloadRef& ref,
+                                        const std::string& sha256);
+std::string SegmentPath(const std::string& dir, int32_t segment);
+
 // Append and Sync on one thread; Read from any, concurrently.
 class SegmentStore {
  public:
@@ -37,14 +45,17 @@ class SegmentStore {
   // Not durable before Sync().
   absl::StatusOr<PayloadRef> Append(std::string_view payload);
   absl::Status Sync();
-  // DATA_LOSS when the bytes are not all there or do not hash to `sha256`.
   absl::StatusOr<std::string> Read(const PayloadRef& ref,
-                                   const std::string& sha256) const;
+                                   const std::string& sha256) const {
+    return ReadPayload(fs_, options_.dir, ref, sha256);
+  }
 
  private:
   SegmentStore(Fs& fs, Options options)
       : fs_(fs), options_(std::move(options)) {}
-  std::string PathOf(int32_t segment) const;
+  std::string PathOf(int32_t segment) const {
+    return SegmentPath(options_.dir, segment);
+  }
   absl::Status Recover(const std::vector<UnitRow>& units);
   absl::Status OpenNext();
 

@@ -71,7 +71,7 @@ std::string ComparisonRow(const Group& group, std::span<const int> ranks,
                           const DecodeFunction& decode) {
   const Trajectory& first = *group.samples.front();
   Json row;
-  row["prompt"] = Text(decode, first.prompt_ids);
+  row["prompt"] = ReadablePrompt(first, decode);
   row["prompt_ids"] = first.prompt_ids;
   if (!first.instruction_ids.empty()) {
     row["instruction_ids"] = first.instruction_ids;
@@ -102,6 +102,16 @@ std::set<int64_t> HeldOut(size_t groups, const CollectOptions& options) {
 }
 
 }  // namespace
+
+std::string ReadablePrompt(const Trajectory& trajectory,
+                           const DecodeFunction& decode) {
+  std::string text = Text(decode, trajectory.prompt_ids);
+  if (trajectory.instruction_ids.empty()) {
+    return text;
+  }
+  const std::string instruction = Text(decode, trajectory.instruction_ids);
+  return text.empty() ? instruction : absl::StrCat(instruction, "\n", text);
+}
 
 absl::StatusOr<CollectFiles> MakeCollectFiles(
     const CollectOptions& options, const std::vector<OutputUnit>& units,
@@ -158,7 +168,7 @@ std::string MakeLabelRequests(const std::vector<OutputUnit>& units,
   for (const Group& group : GroupByPrompt(units)) {
     Json row;
     row["prompt_id"] = group.prompt_id;
-    row["prompt"] = Text(decode, group.samples.front()->prompt_ids);
+    row["prompt"] = ReadablePrompt(*group.samples.front(), decode);
     Json texts = Json::array();
     for (const Trajectory* sample : group.samples) {
       texts.push_back(Text(decode, sample->response_ids));
@@ -363,7 +373,9 @@ Json SampleRow(const Group& reference, const Group* policy,
   Json row;
   row["prompt"] = Text(decode, reference.samples.front()->prompt_ids);
   row["before"] = describe(*reference.samples.front());
-  row["best_of_n"] = describe(BestByReward(reference));
+  if (BestByReward(reference).reward_total.has_value()) {
+    row["best_of_n"] = describe(BestByReward(reference));
+  }
   if (policy != nullptr) {
     row["after"] = describe(*policy->samples.front());
   }
@@ -413,7 +425,8 @@ absl::StatusOr<EvalOutput> MakeEvalOutput(
   AddMetrics(first_row, "eval/reference", output.metrics);
   json["rows"].push_back(std::move(first_row));
   const size_t n = before.front().samples.size();
-  if (n > 1) {
+  // Without a reward there is no best one.
+  if (n > 1 && !best.reward.empty()) {
     COX_ASSIGN_OR_RETURN(
         Json best_row, RowOf(absl::StrCat("best-of-", n), best, options));
     // A best-of-n sample is not a draw from one distribution: its KL is the

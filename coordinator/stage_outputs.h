@@ -26,6 +26,10 @@ struct OutputUnit {
 // Text of token ids without special tokens; empty function = no tokenizer.
 using DecodeFunction = std::function<std::string(std::span<const int32_t>)>;
 
+// The prompt as people read it: of an encoder-decoder "instruction\ncontext".
+std::string ReadablePrompt(const Trajectory& trajectory,
+                           const DecodeFunction& decode);
+
 struct CollectOptions {
   double label_noise = 0.0;       // standard deviation added to the score
   double heldout_fraction = 0.0;  // of prompts, [0, 1)
@@ -72,7 +76,7 @@ struct EvalOutput {
 };
 
 // `reference` are the units of step 1 (n samples per prompt from the reference
-// policy), `policy` those of step 2 (may be empty: a run without ppo).
+// policy), `policy` those of step 2 (may be empty: nothing tuned the policy).
 // `run_metrics` carries what learners measured ("text_ppl/sft", ...), copied
 // into the table.
 absl::StatusOr<EvalOutput> MakeEvalOutput(

@@ -12,6 +12,8 @@
 namespace cox {
 namespace {
 
+constexpr int kMaxCanary = 64;
+
 constexpr absl::Duration kLongestWatch = absl::Hours(1);
 
 // One watcher. Between two targets it is parked on the core thread; an attempt
@@ -148,6 +150,11 @@ grpc::ServerUnaryReactor* VersionServiceImpl::PublishVersion(
         event.version.content_hash = request->ref().content_hash();
         event.version.manifest = request->manifest();
         event.address = request->address().substr(0, 512);
+        if (request->canary_size() > kMaxCanary) {
+          return absl::InvalidArgumentError("canary: too many values");
+        }
+        event.canary.assign(request->canary().begin(),
+                            request->canary().end());
         return core.Publish(event);
       });
 }
@@ -176,7 +183,8 @@ grpc::ServerUnaryReactor* VersionServiceImpl::ReportHeld(
             ToCore(request->caller()),
             {request->content_hashes().begin(),
              request->content_hashes().end()},
-            request->address().substr(0, 512));
+            request->address().substr(0, 512),
+            request->damaged().substr(0, 512));
       });
 }
 

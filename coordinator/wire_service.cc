@@ -26,6 +26,9 @@ void FillSource(const SourceData& source, cox::v1::VersionSource* out) {
   for (const std::string& address : source.addresses) {
     out->add_addresses(address);
   }
+  for (const float value : source.canary) {
+    out->add_canary(value);
+  }
 }
 
 void FillMetrics(

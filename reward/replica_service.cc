@@ -57,7 +57,9 @@ absl::Status RewardReplica::Start() {
       server_,
       RpcServer::Start({.bind = options_.bind,
                         .services = {&reward_service_, &reference_service_,
-                                     &weight_service_}}));
+                                     &weight_service_},
+                        .advertise = options_.advertise,
+                        .tls = nullptr}));
   client_.set_own_address(server_->address());
   COX_ASSIGN_OR_RETURN(
       http_, HttpServer::Start(

@@ -28,6 +28,7 @@ struct ScoreEngineSet {
 struct RewardReplicaOptions {
   CoordinatorClientOptions coordinator;  // role and own_address are set here
   std::string bind = "127.0.0.1:0";
+  std::string advertise;  // host that others reach; "" = that of `bind`
   std::string http_host = "127.0.0.1";
   int http_port = 0;
   size_t queue_capacity = 1024;  // requests that may wait

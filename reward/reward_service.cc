@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "lib/base/failpoint.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/server.h"
 #include "lib/rpc/status_convert.h"
@@ -108,10 +109,12 @@ grpc::ServerUnaryReactor* RewardServiceImpl::Score(
               sequences = std::move(*inputs)](const absl::Status& verdict,
                                               ScoreEngine* engine) {
     if (!verdict.ok()) return refuse(verdict);
+    HitFailpoint("reward.received");
     auto results =
         ScoreSequences(backend->rules, engine, sequences, request->gold());
     if (!results.ok()) return refuse(results.status());
     WriteScores(*results, holder_, response);
+    HitFailpoint("reward.scored");
     response->set_reward_hash(request->reward_hash());
     reactor->Finish(grpc::Status::OK);
   };

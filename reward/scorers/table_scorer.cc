@@ -5,6 +5,15 @@
 namespace cox {
 namespace {
 
+// What the row said: an encoder-decoder's decoder adds a start token.
+std::vector<int32_t> PromptOf(const ScoreInput& input) {
+  std::vector<int32_t> prompt = input.instruction_ids;
+  std::span<const int32_t> rest = input.prompt_ids;
+  if (!prompt.empty() && !rest.empty()) rest = rest.subspan(1);
+  prompt.insert(prompt.end(), rest.begin(), rest.end());
+  return prompt;
+}
+
 class TableStrategy : public Scorer {
  public:
   explicit TableStrategy(std::shared_ptr<const TableReward> table)
@@ -15,7 +24,7 @@ class TableStrategy : public Scorer {
     std::vector<ScoreResult> results;
     for (const ScoreInput& input : inputs) {
       const std::optional<double> reward =
-          table_->Lookup(input.prompt_ids, input.response_ids);
+          table_->Lookup(PromptOf(input), input.response_ids);
       ScoreResult result;
       if (reward.has_value()) {
         result.scored = true;

@@ -1,6 +1,7 @@
 #include "actor/unit_work.h"
 
 #include "gtest/gtest.h"
+#include "lib/engine/canary.h"
 #include "lib/engine/fake.h"
 #include "tests/testing/status_matchers.h"
 
@@ -32,7 +33,10 @@ UnitSampling Sampling() {
 }
 
 TEST(UnitWorkTest, RowsArePromptMajor) {
-  const GenerateRequest request = MakeGenerateRequest(Work(), Sampling());
+  UnitSampling sampling = Sampling();
+  sampling.stop_strings = {"\n"};
+  const GenerateRequest request = MakeGenerateRequest(Work(), sampling);
+  EXPECT_EQ(request.stop_strings, sampling.stop_strings);
   EXPECT_EQ(request.prompts,
             (std::vector<std::vector<int32_t>>{{1, 2}, {1, 2}, {3}, {3}}));
   EXPECT_EQ(request.prompt_ids, (std::vector<uint64_t>{70, 70, 71, 71}));
@@ -97,12 +101,22 @@ TEST(CanaryTest, FindsWeightsThatDoNotWork) {
   const ModelConfig config = FakeModelConfig(7, 8);
   auto engine = MakeFakePolicyEngine();
   ASSERT_OK(engine->Load(*FakeSnapshot(config, "policy", 1)));
-  EXPECT_OK(CheckCanary(engine.get()));
+  const auto canary = CanaryLogprobs(engine.get());
+  ASSERT_OK(canary.status());
+  ASSERT_EQ(canary->size(), 6u);
+  EXPECT_OK(CompareCanary(*canary, {}, kCanaryBound));
+  EXPECT_OK(CompareCanary(*canary, *canary, 0.0f));
+  std::vector<float> off = *canary;
+  off[2] -= 2 * kCanaryBound;
+  EXPECT_THAT(CompareCanary(*canary, off, kCanaryBound),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("token 3")));
+  off.pop_back();
+  EXPECT_FALSE(CompareCanary(*canary, off, kCanaryBound).ok());
   const Manifest layout = ParameterLayout(config, "policy");
   std::vector<float> broken(layout.arena_bytes / 4,
                             std::numeric_limits<float>::quiet_NaN());
   ASSERT_OK(engine->Load(*SnapshotFromFloats(layout, broken)));
-  EXPECT_THAT(CheckCanary(engine.get()),
+  EXPECT_THAT(CanaryLogprobs(engine.get()).status(),
               StatusIs(absl::StatusCode::kInternal, HasSubstr("canary")));
 }
 

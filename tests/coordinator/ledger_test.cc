@@ -167,8 +167,9 @@ TEST_F(Segments, RollsOverAndRemovesFilesWithoutRows) {
     ASSERT_OK(store->Sync());
   }
   ASSERT_OK_AND_ASSIGN(auto store, Open());
-  EXPECT_FALSE(
-      Fs::Real().Exists(JoinPath(dir_.path(), "segments/000002.seg")));
+  EXPECT_EQ(*Fs::Real().FileSize(
+                JoinPath(dir_.path(), "segments/000002.seg")),
+            0u);
   Add(*store, std::string(60, 'c'));
   EXPECT_EQ(rows_.back().payload.segment, 2);
 }
@@ -195,6 +196,23 @@ TEST_F(Segments, AMissingFileIsDataLoss) {
               StatusIsWith(absl::StatusCode::kDataLoss, HasSubstr(file)));
   EXPECT_THAT(Open().status(),
               StatusIsWith(absl::StatusCode::kDataLoss, HasSubstr(file)));
+}
+
+// An older incarnation may still run: its bytes must not stand where a newer
+// one believes its own to be.
+TEST_F(Segments, EachIncarnationWritesFilesOfItsOwn) {
+  ASSERT_OK_AND_ASSIGN(auto zombie, Open());
+  Add(*zombie, "first");
+  ASSERT_OK_AND_ASSIGN(auto store, Open());
+  ASSERT_OK(zombie->Append("late").status());
+  Add(*store, "second");
+  // It cannot begin a file that the newer one has begun.
+  EXPECT_THAT(zombie->Append(std::string(60, 'z')).status(),
+              StatusIs(absl::StatusCode::kAlreadyExists));
+  for (const UnitRow& row : rows_) {
+    EXPECT_OK(store->Read(row.payload, row.sha256).status());
+  }
+  EXPECT_NE(rows_[0].payload.segment, rows_[1].payload.segment);
 }
 
 // All of them, or a power loss keeps a row and drops its folder.

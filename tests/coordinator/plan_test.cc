@@ -98,6 +98,29 @@ TEST(RunPlanTest, FindsThePolicyOfAStage) {
   EXPECT_EQ(plan.PolicyStageBefore(0), -1);
 }
 
+TEST(RunPlanTest, PreferenceStagesHandOnTheirPolicy) {
+  PlanOptions options;
+  options.stages = {Stage(StageKind::kSft, 5, 0, 0, 0),
+                    Stage(StageKind::kCollect, 1, 10, 10, 4),
+                    Stage(StageKind::kRft, 0, 0, 0, 0),
+                    Stage(StageKind::kDpo, 0, 0, 0, 0),
+                    Stage(StageKind::kKto, 0, 0, 0, 0),
+                    Stage(StageKind::kEval, 2, 9, 5, 3)};
+  auto created = RunPlan::Create(options);
+  ASSERT_OK(created.status());
+  const RunPlan& plan = *created;
+  EXPECT_EQ(plan.PolicyStageBefore(3), 2);
+  EXPECT_EQ(plan.PolicyStageBefore(4), 3);
+  EXPECT_EQ(plan.PolicyStageBefore(5), 4);
+  EXPECT_EQ(plan.FirstTuningBefore(5), 2);
+  EXPECT_EQ(plan.FirstTuningBefore(2), -1);
+  EXPECT_EQ(Plan().FirstTuningBefore(4), 3);
+  for (const char* name : {"rft", "dpo", "kto"}) {
+    ASSERT_OK_AND_ASSIGN(const StageKind kind, ParseStageKind(name));
+    EXPECT_EQ(StageKindName(kind), name);
+  }
+}
+
 TEST(RunPlanTest, RefusesUnitsThatDoNotDivideTheStep) {
   PlanOptions options;
   options.stages = {Stage(StageKind::kPpo, 2, 9, 6, 4)};

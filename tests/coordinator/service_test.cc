@@ -16,8 +16,8 @@
 #include "lib/rpc/coordinator_client.h"
 #include "lib/rpc/error_reason.h"
 #include "lib/rpc/operator_client.h"
+#include "tests/coordinator/service_testing.h"
 #include "tests/testing/status_matchers.h"
-#include "tests/testing/temp_dir.h"
 
 namespace cox {
 namespace {
@@ -25,80 +25,6 @@ namespace {
 using ::cox::testing::StatusIs;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-constexpr char kYaml[] = R"yaml(
-name: service-test
-stages: [collect, ppo]
-roles: {learners: 1}
-model: {max_positions: 64}
-tokenizer: {kind: train, vocab_size: 300, files: [prompts.jsonl]}
-generation: {max_prompt_tokens: 24, max_new_tokens: 4}
-collect:
-  prompts: [prompts.jsonl]
-  samples_per_prompt: 2
-  unit_prompts: 2
-  heldout_fraction: 0.25
-reward: {kind: lexicon, lexicon: lexicon.tsv}
-ppo: {prompts: [prompts.jsonl], steps: 2, prompts_per_step: 4, unit_prompts: 2,
-      minibatches: 1}
-)yaml";
-
-class ServiceTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    Write("prompts.jsonl",
-          "{\"prompt\": \"the film was\"}\n{\"prompt\": \"a fine\"}\n"
-          "{\"prompt\": \"the food\"}\n{\"prompt\": \"we went\"}\n"
-          "{\"prompt\": \"it is a\"}\n");
-    Write("lexicon.tsv", "good\t2.0\nbad\t-2.0\n");
-  }
-  void Write(const std::string& name, const std::string& text) {
-    ASSERT_OK(WriteFileDurably(Fs::Real(), dir_.Join(name), text));
-  }
-  std::string RunDir() const { return dir_.Join("run"); }
-
-  absl::StatusOr<cox::v1::RunConfig> Config(
-      std::vector<std::string> overrides = {}) {
-    LoadOptions load;
-    load.path = dir_.Join("run.yaml");
-    load.yaml_text = kYaml;
-    load.overrides = std::move(overrides);
-    return LoadConfig(load);
-  }
-  absl::StatusOr<std::unique_ptr<Coordinator>> TryStart(
-      std::vector<std::string> overrides = {}, int port = -1) {
-    COX_ASSIGN_OR_RETURN(cox::v1::RunConfig config, Config(overrides));
-    COX_ASSIGN_OR_RETURN(PreparedRun run,
-                         PrepareRun(Fs::Real(), config, RunDir()));
-    CoordinatorOptions options;
-    options.port = port;
-    options.core_host.tick = absl::Milliseconds(20);
-    return Coordinator::Start(Fs::Real(), std::move(run), options);
-  }
-  void Start(std::vector<std::string> overrides = {}) {
-    auto started = TryStart(std::move(overrides));
-    ASSERT_OK(started.status());
-    coordinator_ = *std::move(started);
-  }
-  std::unique_ptr<CoordinatorClient> Client(const std::string& role) {
-    CoordinatorClientOptions options;
-    options.address = "file:" + JoinPath(RunDir(), "endpoints.json");
-    options.role = role;
-    options.name = role + "-0";
-    options.own_address = "127.0.0.1:1";
-    options.patience = absl::Seconds(20);
-    options.max_backoff = absl::Milliseconds(50);
-    return std::make_unique<CoordinatorClient>(options);
-  }
-  std::unique_ptr<OperatorClient> Operator() {
-    OperatorClientOptions options;
-    options.address = "file:" + JoinPath(RunDir(), "endpoints.json");
-    return std::make_unique<OperatorClient>(options);
-  }
-
-  testing::TempDir dir_;
-  std::unique_ptr<Coordinator> coordinator_;
-};
 
 // One actor, one reward process and one learner rank, driven turn by turn.
 class FakeProcesses {
@@ -323,6 +249,16 @@ TEST_F(ServiceTest, CollectAndPpoRunToTheEndAcrossARestart) {
   ASSERT_OK_AND_ASSIGN(FetchedFile file,
                        processes.learner().FetchFile("comparisons.jsonl"));
   EXPECT_EQ(file.bytes, comparisons);
+  // More than one chunk, the last not full.
+  std::string large;
+  while (large.size() < (size_t{5} << 19)) {
+    absl::StrAppend(&large, large.size(), "\n");
+  }
+  ASSERT_OK(WriteFileDurably(
+      Fs::Real(), JoinPath(RunDir(), "comparisons.heldout.jsonl"), large));
+  ASSERT_OK_AND_ASSIGN(
+      file, processes.learner().FetchFile("comparisons.heldout.jsonl"));
+  EXPECT_EQ(file.bytes, large);
   EXPECT_THAT(processes.learner().FetchFile("ledger.db").status(),
               StatusIs(absl::StatusCode::kNotFound));
 

@@ -1,0 +1,293 @@
+#include "coordinator/sqlite_rows.h"
+
+#include <limits>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "nlohmann/json.hpp"
+
+namespace cox {
+namespace {
+
+absl::StatusOr<MetricList> ParseMetrics(const std::string& text) {
+  const auto json = nlohmann::json::parse(text, nullptr, false);
+  if (!json.is_array()) {
+    return absl::DataLossError("ledger: a metrics column is damaged");
+  }
+  MetricList metrics;
+  for (const auto& entry : json) {
+    if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string()) {
+      return absl::DataLossError("ledger: a metrics column is damaged");
+    }
+    metrics.emplace_back(
+        entry[0].get<std::string>(),
+        entry[1].is_number() ? entry[1].get<double>()
+                             : std::numeric_limits<double>::quiet_NaN());
+  }
+  return metrics;
+}
+
+absl::StatusOr<std::vector<UnitId>> ParseUnits(int32_t stage,
+                                               const std::string& text) {
+  std::vector<UnitId> units;
+  for (absl::string_view part : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    const std::pair<absl::string_view, absl::string_view> halves =
+        absl::StrSplit(part, '.');
+    UnitId unit;
+    unit.stage = stage;
+    if (!absl::SimpleAtoi(halves.first, &unit.step) ||
+        !absl::SimpleAtoi(halves.second, &unit.index)) {
+      return absl::DataLossError("ledger: a batch column is damaged");
+    }
+    units.push_back(unit);
+  }
+  return units;
+}
+
+absl::Status SqliteError(int rc, const char* what) {
+  const std::string text = absl::StrCat("ledger: ", what, " (", rc, ")");
+  switch (rc & 0xff) {
+    case SQLITE_CONSTRAINT:
+      return absl::AlreadyExistsError(text);
+    case SQLITE_FULL:
+      return absl::ResourceExhaustedError(text);
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED:
+      return absl::UnavailableError(text);
+    case SQLITE_CORRUPT:
+    case SQLITE_NOTADB:
+      return absl::DataLossError(text);
+    default:
+      return absl::InternalError(text);
+  }
+}
+
+// Calls `read` for every row of `sql`.
+template <typename Read>
+absl::Status ForEach(SqliteDb& db, const std::string& sql, Read read) {
+  SqliteQuery query = db.Prepare(sql);
+  while (true) {
+    COX_ASSIGN_OR_RETURN(bool row, query.Step());
+    if (!row) {
+      return absl::OkStatus();
+    }
+    COX_RETURN_IF_ERROR(read(query));
+  }
+}
+
+absl::Status LoadUnits(SqliteDb& db, LedgerRecord& record) {
+  COX_RETURN_IF_ERROR(ForEach(
+      db,
+      "SELECT stage,step,idx,version_step,policy_hash,sha256,segment,offset,"
+      "length,txn FROM unit ORDER BY stage,step,idx",
+      [&](SqliteQuery& q) {
+        record.state.units.push_back(
+            {{q.Int32(0), q.Int(1), q.Int32(2)},
+             q.Int(3),
+             q.Text(4),
+             q.Text(5),
+             {q.Int32(6), static_cast<uint64_t>(q.Int(7)),
+              static_cast<uint64_t>(q.Int(8))}});
+        record.unit_txn.push_back(q.Int(9));
+        return absl::OkStatus();
+      }));
+  return ForEach(
+      db,
+      "SELECT stage,step,units,dropped,txn FROM batch ORDER BY stage,step",
+      [&](SqliteQuery& q) -> absl::Status {
+        BatchRow row{q.Int32(0), q.Int(1), {}, {}};
+        COX_ASSIGN_OR_RETURN(row.units, ParseUnits(row.stage, q.Text(2)));
+        COX_ASSIGN_OR_RETURN(row.dropped, ParseUnits(row.stage, q.Text(3)));
+        record.state.batches.push_back(std::move(row));
+        record.batch_txn.push_back(q.Int(4));
+        return absl::OkStatus();
+      });
+}
+
+absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
+  COX_RETURN_IF_ERROR(ForEach(
+      db,
+      "SELECT model,stage,step,content_hash,manifest,txn FROM version "
+      "ORDER BY model,stage,step",
+      [&](SqliteQuery& q) {
+        record.state.versions.push_back(
+            {q.Text(0), {q.Int32(1), q.Int(2)}, q.Text(3), q.Text(4)});
+        record.version_txn.push_back(q.Int(5));
+        return absl::OkStatus();
+      }));
+  COX_RETURN_IF_ERROR(ForEach(
+      db,
+      "SELECT stage,step,batch_sha256,weight_hash,skipped,generation,"
+      "metrics,txn FROM step ORDER BY stage,step",
+      [&](SqliteQuery& q) -> absl::Status {
+        StepRow row{q.Int32(0), q.Int(1),   q.Text(2), q.Text(3),
+                    q.Int(4) != 0, {q.Int(5)}, {}};
+        COX_ASSIGN_OR_RETURN(row.metrics, ParseMetrics(q.Text(6)));
+        record.state.steps.push_back(std::move(row));
+        record.step_txn.push_back(q.Int(7));
+        return absl::OkStatus();
+      }));
+  return ForEach(
+      db,
+      "SELECT stage,step,directory,manifest_sha256,weight_hash,"
+      "state_sha256,generation,txn FROM ckpt ORDER BY stage,step",
+      [&](SqliteQuery& q) {
+        record.state.checkpoints.push_back({q.Int32(0), q.Int(1), q.Text(2),
+                                            q.Text(3), q.Text(4), q.Text(5),
+                                            {q.Int(6)}});
+        record.checkpoint_txn.push_back(q.Int(7));
+        return absl::OkStatus();
+      });
+}
+
+absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
+  LedgerState& state = record.state;
+  COX_RETURN_IF_ERROR(ForEach(
+      db, "SELECT key,value FROM meta ORDER BY key", [&](SqliteQuery& q) {
+        state.meta[q.Text(0)] = q.Text(1);
+        return absl::OkStatus();
+      }));
+  COX_RETURN_IF_ERROR(ForEach(
+      db, "SELECT stage,state,total_steps,metrics FROM stage ORDER BY stage",
+      [&](SqliteQuery& q) -> absl::Status {
+        StageRow row{q.Int32(0), q.Text(1), q.Int(2), {}};
+        COX_ASSIGN_OR_RETURN(row.metrics, ParseMetrics(q.Text(3)));
+        state.stages.push_back(std::move(row));
+        return absl::OkStatus();
+      }));
+  COX_RETURN_IF_ERROR(ForEach(
+      db, "SELECT number,wall_time_s,kind,text,txn FROM event ORDER BY number",
+      [&](SqliteQuery& q) {
+        state.events.push_back({q.Int(0), q.Real(1), q.Text(2), q.Text(3)});
+        record.event_txn.push_back(q.Int(4));
+        return absl::OkStatus();
+      }));
+  return ForEach(
+      db, "SELECT number,command,effective_step FROM control ORDER BY number",
+      [&](SqliteQuery& q) {
+        state.controls.push_back({q.Int(0), q.Text(1), q.Int(2)});
+        return absl::OkStatus();
+      });
+}
+
+}  // namespace
+
+absl::StatusOr<bool> SqliteQuery::Step() {
+  COX_RETURN_IF_ERROR(prepared_);
+  const int rc = sqlite3_step(statement_);
+  if (rc == SQLITE_ROW || rc == SQLITE_DONE) {
+    return rc == SQLITE_ROW;
+  }
+  return SqliteError(rc, sqlite3_errmsg(db_));
+}
+
+std::string SqliteQuery::Text(int column) {
+  const unsigned char* text = sqlite3_column_text(statement_, column);
+  const int bytes = sqlite3_column_bytes(statement_, column);
+  return text == nullptr ? std::string()
+                         : std::string(reinterpret_cast<const char*>(text),
+                                       static_cast<size_t>(bytes));
+}
+
+absl::Status SqliteDb::Open(const std::string& name, int flags) {
+  if (sqlite3_open_v2(name.c_str(), &db_, flags, nullptr) != SQLITE_OK) {
+    const std::string text = absl::StrCat(
+        name, ": ", db_ != nullptr ? sqlite3_errmsg(db_) : "out of memory");
+    (void)Close();
+    return absl::InternalError(text);
+  }
+  sqlite3_extended_result_codes(db_, 1);
+  sqlite3_busy_timeout(db_, 5000);
+  return absl::OkStatus();
+}
+
+absl::Status SqliteDb::Close() {
+  if (db_ == nullptr) {
+    return absl::OkStatus();
+  }
+  for (auto& [sql, statement] : statements_) {
+    sqlite3_finalize(statement);
+  }
+  statements_.clear();
+  const int rc = sqlite3_close(db_);
+  db_ = nullptr;
+  return rc == SQLITE_OK ? absl::OkStatus()
+                         : absl::InternalError("ledger: close failed");
+}
+
+absl::Status SqliteDb::Execute(const char* sql) {
+  char* error = nullptr;
+  const int rc = sqlite3_exec(db_, sql, nullptr, nullptr, &error);
+  if (rc == SQLITE_OK) {
+    return absl::OkStatus();
+  }
+  const absl::Status status =
+      SqliteError(rc, error != nullptr ? error : "error");
+  sqlite3_free(error);
+  return status;
+}
+
+SqliteQuery SqliteDb::Prepare(const std::string& sql) {
+  sqlite3_stmt*& statement = statements_[sql];
+  if (statement == nullptr) {
+    const int rc =
+        sqlite3_prepare_v3(db_, sql.c_str(), -1, SQLITE_PREPARE_PERSISTENT,
+                           &statement, nullptr);
+    if (rc != SQLITE_OK) {
+      // A damaged file: our own statements are right.
+      return SqliteQuery(db_, nullptr, SqliteError(rc, sqlite3_errmsg(db_)));
+    }
+  }
+  return SqliteQuery(db_, statement, absl::OkStatus());
+}
+
+absl::StatusOr<int64_t> SqliteDb::Scalar(const std::string& sql) {
+  SqliteQuery query = Prepare(sql);
+  COX_ASSIGN_OR_RETURN(bool row, query.Step());
+  if (!row) {
+    return absl::DataLossError(absl::StrCat("ledger: no answer to ", sql));
+  }
+  return query.Int(0);
+}
+
+// Every metric is finite or written as null, which reads back as NaN.
+std::string MetricsText(const MetricList& metrics) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::array();
+  for (const auto& [name, value] : metrics) {
+    json.push_back({name, value});
+  }
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+// "step.index step.index ..."; the stage is the row's.
+std::string UnitsText(const std::vector<UnitId>& units) {
+  std::string text;
+  for (const UnitId& unit : units) {
+    absl::StrAppend(&text, text.empty() ? "" : " ", unit.step, ".",
+                    unit.index);
+  }
+  return text;
+}
+
+absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db) {
+  LedgerRecord record;
+  COX_ASSIGN_OR_RETURN(record.epoch.value,
+                       db.Scalar("SELECT epoch FROM fence"));
+  COX_ASSIGN_OR_RETURN(record.state.generation.value,
+                       db.Scalar("SELECT generation FROM fence"));
+  COX_RETURN_IF_ERROR(LoadUnits(db, record));
+  COX_RETURN_IF_ERROR(LoadSteps(db, record));
+  COX_RETURN_IF_ERROR(LoadRest(db, record));
+  COX_RETURN_IF_ERROR(ForEach(
+      db, "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",
+      [&](SqliteQuery& q) {
+        record.transactions.push_back(
+            {q.Int(0), {q.Int(1)}, {q.Int(2)}, q.Text(3)});
+        return absl::OkStatus();
+      }));
+  return record;
+}
+
+}  // namespace cox
