@@ -6,15 +6,19 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
+#include "cli/chat_session.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
-#include "lib/data/tokenizer.h"
+#include "lib/data/chat_template.h"
+#include "lib/data/stop_strings.h"
+#include "lib/engine/generation_config.h"
 #include "lib/engine/model_config.h"
 #include "lib/model/api.h"
 #include "lib/weights/model_folder.h"
@@ -23,81 +27,81 @@ namespace cox {
 namespace {
 
 struct ChatOptions {
-  std::string dir;
-  double temperature = 1.0;
-  int64_t max_new_tokens = 64;
+  std::string source;
+  std::string prompt;  // one shot
+  std::optional<double> temperature;
+  std::optional<int64_t> max_new_tokens;
+  ChatSettings settings;
   int64_t samples = 1;
-  uint64_t seed = 1;
+  int threads = 1;
+  bool plain = false;
 };
 
-struct Chat {
-  std::unique_ptr<PolicyEngine> engine;
-  std::shared_ptr<const Tokenizer> tokenizer;
-  ModelConfig config;
-};
-
-// Accepts a checkpoint (its policy/ is taken) or a model folder.
-std::string PolicyFolder(const std::string& dir) {
-  const std::string policy = JoinPath(dir, "policy");
-  return Fs::Real().Exists(policy) ? policy : dir;
+// Accepts a checkpoint (its policy/ is taken), a model folder or a GGUF file.
+std::string PolicySource(const std::string& source) {
+  const std::string policy = JoinPath(source, "policy");
+  return Fs::Real().Exists(policy) ? policy : source;
 }
 
-absl::StatusOr<Chat> Open(const std::string& dir) {
+absl::StatusOr<ChatModel> Open(const ChatOptions& options) {
   COX_ASSIGN_OR_RETURN(ModelFolder folder,
-                       ReadModelFolder(Fs::Real(), PolicyFolder(dir)));
-  Chat chat;
-  COX_ASSIGN_OR_RETURN(chat.config, ModelConfig::FromJson(folder.config_json));
-  if (chat.config.head != HeadKind::kLanguageModel) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        dir, ": expected a policy, found a model with a scalar head"));
+                       ReadModelFolder(Fs::Real(),
+                                       PolicySource(options.source)));
+  ChatModel model;
+  COX_ASSIGN_OR_RETURN(model.config, ModelConfig::FromJson(folder.config_json));
+  if (model.config.head != HeadKind::kLanguageModel) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.source,
+                     ": expected a policy, found a model with a scalar head"));
   }
   if (!folder.tokenizer_json.has_value()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(dir, ": tokenizer.json is missing"));
+        absl::StrCat(options.source, ": tokenizer.json is missing"));
   }
-  COX_ASSIGN_OR_RETURN(chat.tokenizer,
+  COX_ASSIGN_OR_RETURN(model.tokenizer,
                        Tokenizer::FromJson(*folder.tokenizer_json));
+  if (folder.tokenizer_config_json.has_value() && !options.plain) {
+    COX_ASSIGN_OR_RETURN(model.chat,
+                         ReadChatTemplate(*folder.tokenizer_config_json));
+  }
   COX_ASSIGN_OR_RETURN(
       auto snapshot,
-      SnapshotFromFolder(folder, ParameterLayout(chat.config, "policy")));
-  EngineOptions options;
-  COX_RETURN_IF_ERROR(InitTorch(options).status());
-  COX_ASSIGN_OR_RETURN(chat.engine, MakePolicyEngine(options));
-  COX_RETURN_IF_ERROR(chat.engine->Load(std::move(snapshot)));
-  return chat;
+      SnapshotFromFolder(folder, ParameterLayout(model.config, "policy")));
+  folder.tensors.clear();
+  COX_RETURN_IF_ERROR(
+      ApplyGenerationConfig(folder.generation_config_json, &model.config));
+  EngineOptions engine;
+  engine.threads = options.threads;
+  COX_RETURN_IF_ERROR(InitTorch(engine).status());
+  COX_ASSIGN_OR_RETURN(model.engine, MakePolicyEngine(engine));
+  COX_RETURN_IF_ERROR(model.engine->Load(std::move(snapshot)));
+  return model;
 }
 
-absl::Status Answer(Chat& chat, const ChatOptions& options,
-                    const std::string& prompt, uint64_t turn) {
-  COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
-                       chat.tokenizer->Encode(prompt));
-  const int64_t room =
-      chat.config.max_positions - static_cast<int64_t>(ids.size());
-  if (ids.empty() || room < 1) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "expected a prompt of 1 to ", chat.config.max_positions - 1,
-        " tokens, found ", ids.size()));
-  }
-  GenerateRequest request;
-  for (int64_t k = 0; k < options.samples; ++k) {
-    request.prompts.push_back(ids);
-    request.prompt_ids.push_back(turn);
-    request.sample_indices.push_back(static_cast<uint64_t>(k));
-  }
-  request.seed = options.seed;
-  request.max_new_tokens = std::min(options.max_new_tokens, room);
-  request.pad_id = chat.config.pad_id.value_or(0);
-  request.sampling.temperature = options.temperature;
-  for (int32_t id : chat.config.eos_ids) {
-    request.sampling.eos_ids.push_back(id);
-  }
-  COX_ASSIGN_OR_RETURN(GenerateResult result, chat.engine->Generate(request));
-  for (const std::vector<int32_t>& tokens : result.tokens) {
-    COX_ASSIGN_OR_RETURN(std::string text, chat.tokenizer->Decode(tokens));
-    std::printf("%s%s\n", prompt.c_str(), text.c_str());
-  }
+void Print(std::string_view piece) {
+  std::fwrite(piece.data(), 1, piece.size(), stdout);
   std::fflush(stdout);
-  return absl::OkStatus();
+}
+
+// A continuation is shown behind what it continues.
+absl::Status Answer(ChatSession& chat, const ChatOptions& options,
+                    const std::string& prompt) {
+  const std::string shown = chat.continues() ? prompt : "";
+  if (options.samples > 1) {
+    COX_ASSIGN_OR_RETURN(const std::vector<std::string> answers,
+                         chat.Sample(prompt, options.samples));
+    for (const std::string& answer : answers) Print(shown + answer + "\n");
+    return absl::OkStatus();
+  }
+  const int64_t dropped = chat.dropped_turns();
+  Print(shown);
+  const absl::Status status = chat.Say(prompt, Print);
+  Print("\n");
+  if (chat.dropped_turns() > dropped) {
+    std::fprintf(stderr, "(the oldest turns were dropped: the model takes no "
+                         "more)\n");
+  }
+  return status;
 }
 
 int Fail(const absl::Status& status) {
@@ -105,32 +109,80 @@ int Fail(const absl::Status& status) {
   return kExitUsage;
 }
 
-int Main(const ChatOptions& options) {
-  auto chat = Open(options.dir);
-  if (!chat.ok()) {
-    return Fail(chat.status());
-  }
+int Talk(ChatSession& chat, const ChatOptions& options) {
   const bool terminal = isatty(STDIN_FILENO) != 0;
   if (terminal) {
-    std::printf("A continuation of what you type; an empty line ends.\n");
+    std::printf("%s /reset forgets, /quit ends.\n",
+                chat.has_template() ? "A conversation."
+                : chat.continues()  ? "A continuation of what you type."
+                                    : "Answers to the instructions you type.");
   }
   std::string line;
-  for (uint64_t turn = 0;; ++turn) {
-    if (terminal) {
-      std::printf("> ");
-      std::fflush(stdout);
+  for (;;) {
+    if (terminal) Print("> ");
+    if (!std::getline(std::cin, line) || line == "/quit") return kExitDone;
+    if (line.empty()) continue;
+    if (line == "/reset") {
+      chat.Reset();
+      continue;
     }
-    if (!std::getline(std::cin, line) || line.empty()) {
-      return kExitDone;
-    }
-    if (absl::Status status = Answer(*chat, options, line, turn);
-        !status.ok()) {
-      if (!terminal) {
-        return Fail(status);
-      }
-      std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
-    }
+    const absl::Status status = Answer(chat, options, line);
+    if (status.ok()) continue;
+    if (!terminal) return Fail(status);
+    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
   }
+}
+
+int Main(ChatOptions options) {
+  if (absl::Status status = ValidateStopStrings(options.settings.stop);
+      !status.ok()) {
+    return Fail(status);
+  }
+  absl::StatusOr<ChatModel> model = Open(options);
+  if (!model.ok()) return Fail(model.status());
+  const bool chats = model->chat.has_value();
+  if (chats && !options.settings.instruction.empty()) {
+    return Fail(absl::InvalidArgumentError(
+        "--instruction: the model has a chat template; use --system, or "
+        "--plain"));
+  }
+  options.settings.sampling.temperature =
+      options.temperature.value_or(chats ? 0.7 : 1.0);
+  options.settings.max_new_tokens =
+      options.max_new_tokens.value_or(chats ? 512 : 64);
+  ChatSession chat(*std::move(model), options.settings);
+  if (options.prompt.empty()) return Talk(chat, options);
+  const absl::Status status = Answer(chat, options, options.prompt);
+  return status.ok() ? kExitDone : Fail(status);
+}
+
+void AddSampling(CLI::App& app, ChatOptions& options) {
+  SamplingOptions& sampling = options.settings.sampling;
+  app.add_option("--temperature", options.temperature,
+                 "0 = greedy; default 0.7 with a chat template, else 1")
+      ->check(CLI::Range(0.0, 100.0));
+  app.add_option("--top-k", sampling.top_k, "0 = all tokens")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
+  app.add_option("--top-p", sampling.top_p)->check(CLI::Range(1e-6, 1.0));
+  app.add_option("--min-p", sampling.min_p)->check(CLI::Range(0.0, 1.0));
+  app.add_option("--repetition-penalty", sampling.repetition_penalty,
+                 "1 = off")
+      ->check(CLI::Range(1e-6, 1e6));
+  app.add_option("--forbid-id", sampling.forbid_ids,
+                 "token id that is never drawn; may be repeated");
+  app.add_option("--stop", options.settings.stop,
+                 "text that ends an answer; may be repeated")
+      ->allow_extra_args(false);
+  app.add_option("--stop-id", sampling.eos_ids,
+                 "token id that ends an answer; may be repeated");
+  app.add_option("--min-new-tokens", sampling.min_new_tokens)
+      ->check(CLI::Range(0, 1 << 20));
+  app.add_option("--max-new-tokens", options.max_new_tokens,
+                 "default 512 with a chat template, else 64")
+      ->check(CLI::Range(1, 1 << 20));
+  app.add_option("--samples", options.samples, "answers per prompt")
+      ->check(CLI::Range(1, 1024));
+  app.add_option("--seed", options.settings.seed);
 }
 
 }  // namespace
@@ -141,20 +193,22 @@ int main(int argc, char** argv) {
   cox::InitProcess(/*die_with_parent=*/false);
   cox::ChatOptions options;
   CLI::App app{"Talk to a policy", "cox chat"};
-  app.add_option("checkpoint", options.dir,
-                 "checkpoint or Hugging Face model folder")
+  app.add_option("model", options.source,
+                 "checkpoint, Hugging Face model folder or GGUF file")
       ->required();
-  app.add_option("--temperature", options.temperature, "0 = greedy")
-      ->check(CLI::Range(0.0, 100.0));
-  app.add_option("--max-new-tokens", options.max_new_tokens)
-      ->check(CLI::Range(1, 1 << 20));
-  app.add_option("--samples", options.samples, "answers per prompt")
-      ->check(CLI::Range(1, 1024));
-  app.add_option("--seed", options.seed);
+  app.add_option("--prompt", options.prompt, "answer this and end");
+  app.add_option("--system", options.settings.system, "first message");
+  app.add_option("--instruction", options.settings.instruction,
+                 "the task; what you type is then its context (models without "
+                 "a chat template)");
+  app.add_flag("--plain", options.plain,
+               "continue the text, whatever template the model has");
+  app.add_option("--threads", options.threads)->check(CLI::Range(1, 1024));
+  cox::AddSampling(app, options);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? cox::kExitDone : cox::kExitUsage;
   }
-  return cox::Main(options);
+  return cox::Main(std::move(options));
 }

@@ -142,6 +142,7 @@ int ExportCheckpoint(const std::string& checkpoint, const std::string& out,
   SaveFolderOptions options;
   options.dtype = dtype == "bf16" ? DType::kBF16 : DType::kF32;
   options.tokenizer_json = folder->tokenizer_json;
+  options.tokenizer_config_json = folder->tokenizer_config_json;
   options.eos_ids = config->eos_ids;
   options.pad_id = config->pad_id;
   const std::string temporary = absl::StrCat(out, ".tmp");

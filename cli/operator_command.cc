@@ -8,11 +8,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
 #include "lib/base/fs.h"
 #include "lib/base/process.h"
+#include "lib/rpc/tls.h"
 #include "nlohmann/json.hpp"
 
 namespace cox {
@@ -28,6 +30,11 @@ int Fail(std::string_view command, const absl::Status& status) {
 
 std::unique_ptr<OperatorClient> Connect(const RunTarget& target) {
   OperatorClientOptions options;
+  // A folder that cannot be read shows as a refused connection otherwise.
+  if (const absl::Status tls = InitProcessTls(target.tls_dir, ""); !tls.ok()) {
+    std::fprintf(stderr, "cox: %s\n", std::string(tls.message()).c_str());
+  }
+  if (ProcessTls() != nullptr) options.role = ProcessTls()->identity().role;
   options.address =
       target.address.empty()
           ? absl::StrCat("file:", JoinPath(target.run_dir, "endpoints.json"))
@@ -167,6 +174,24 @@ int PauseRun(const RunTarget& target) {
 }
 int ResumeRun(const RunTarget& target) {
   return Control(target, "resume", &OperatorClient::Resume);
+}
+
+int ScaleRun(const RunTarget& target, const std::string& what) {
+  const size_t equals = what.find('=');
+  int32_t replicas = 0;
+  if (equals == std::string::npos ||
+      !absl::SimpleAtoi(what.substr(equals + 1), &replicas)) {
+    return Fail("scale", absl::InvalidArgumentError(absl::StrCat(
+                             "expected ROLE=N as in actor=3, found '", what,
+                             "'")));
+  }
+  auto client = Connect(target);
+  const auto step = client->Scale(what.substr(0, equals), replicas);
+  if (!step.ok()) {
+    return FailUnreachable("scale", target, step.status());
+  }
+  std::printf("scale: `cox run` brings the run to %s\n", what.c_str());
+  return kExitDone;
 }
 
 int ShowSamples(const std::string& run_dir, const std::string& stage,

@@ -13,6 +13,7 @@ struct RunTarget {
   std::string run_dir;
   std::string address;
   std::string run_id;
+  std::string tls_dir;  // ca.crt, tls.crt, tls.key of role operator or viewer
 };
 
 // Commands that talk to a run's coordinator. Each prints to stdout, errors to
@@ -25,6 +26,8 @@ int ShowEvents(const RunTarget& target, int32_t limit);
 int StopRun(const RunTarget& target);
 int PauseRun(const RunTarget& target);
 int ResumeRun(const RunTarget& target);
+// `what` as in "actor=3".
+int ScaleRun(const RunTarget& target, const std::string& what);
 
 // `cox samples RUN`: rows of samples.jsonl, newest last.
 int ShowSamples(const std::string& run_dir, const std::string& stage,

@@ -12,15 +12,21 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/eval_table.h"
+#include "cli/hang_watch.h"
 #include "cli/progress_view.h"
 #include "cli/run_directory.h"
+#include "cli/status_watch.h"
 #include "cli/supervisor.h"
 #include "lib/base/fs.h"
 #include "lib/config/config.h"
 #include "lib/rpc/operator_client.h"
+#include "lib/rpc/tls.h"
 
 namespace cox {
 namespace {
+
+// How often the status is asked for, to show it and to follow `cox scale`.
+constexpr absl::Duration kLookEvery = absl::Milliseconds(500);
 
 // A run's directory and the processes that belong to it.
 struct Launch {
@@ -28,6 +34,8 @@ struct Launch {
   std::string config_file;
   std::vector<std::string> overrides;
   std::string run_dir;
+  std::string actor_endpoints;  // "" = endpoints.json
+  std::string tls_dir;          // "" = plaintext; see RunOptions
 };
 
 absl::StatusOr<Launch> Prepare(const RunOptions& options) {
@@ -37,6 +45,8 @@ absl::StatusOr<Launch> Prepare(const RunOptions& options) {
   launch.config_file =
       is_directory ? JoinPath(options.file, "config.yaml") : options.file;
   launch.overrides = options.overrides;
+  launch.actor_endpoints = options.actor_endpoints;
+  launch.tls_dir = options.tls_dir;
   COX_ASSIGN_OR_RETURN(launch.config,
                        LoadConfig({.path = launch.config_file,
                                    .overrides = options.overrides,
@@ -62,11 +72,32 @@ ChildSpec MakeChild(const Launch& launch, std::string role, std::string name,
   for (std::string& argument : arguments) {
     child.options.argv.push_back(std::move(argument));
   }
+  if (!launch.tls_dir.empty()) {
+    child.options.argv.push_back("--tls");
+    child.options.argv.push_back(JoinPath(launch.tls_dir, role));
+  }
   child.options.log_path = JoinPath(JoinPath(launch.run_dir, "logs"),
                                     absl::StrCat(name, ".log"));
   child.role = std::move(role);
   child.name = std::move(name);
   return child;
+}
+
+// Process number `index` of `count` of a role that follows the coordinator.
+ChildSpec MakeFollower(const Launch& launch, const std::string& role,
+                       int32_t index, int32_t count) {
+  const std::string name = absl::StrCat(role, "-", index);
+  const std::string endpoints =
+      role == "actor" && !launch.actor_endpoints.empty()
+          ? launch.actor_endpoints
+          : JoinPath(launch.run_dir, "endpoints.json");
+  std::vector<std::string> arguments = {
+      "--coordinator", absl::StrCat("file:", endpoints), "--name", name};
+  if (role == "learner") {
+    arguments.insert(arguments.end(), {"--rank", absl::StrCat(index), "--world",
+                                       absl::StrCat(count)});
+  }
+  return MakeChild(launch, role, name, std::move(arguments));
 }
 
 std::vector<ChildSpec> MakeChildren(const Launch& launch) {
@@ -78,24 +109,27 @@ std::vector<ChildSpec> MakeChildren(const Launch& launch) {
   std::vector<ChildSpec> children;
   children.push_back(
       MakeChild(launch, "coordinator", "coordinator", arguments));
-  const std::string endpoints =
-      absl::StrCat("file:", JoinPath(launch.run_dir, "endpoints.json"));
-  const auto add = [&](const char* role, int count, bool ranked) {
-    for (int i = 0; i < count; ++i) {
-      const std::string name = absl::StrCat(role, "-", i);
-      std::vector<std::string> child = {"--coordinator", endpoints, "--name",
-                                        name};
-      if (ranked) {
-        child.insert(child.end(), {"--rank", absl::StrCat(i), "--world",
-                                   absl::StrCat(count)});
-      }
-      children.push_back(MakeChild(launch, role, name, std::move(child)));
+  const auto add = [&](const char* role, int32_t count) {
+    for (int32_t i = 0; i < count; ++i) {
+      children.push_back(MakeFollower(launch, role, i, count));
     }
   };
-  add("reward", launch.config.roles().rewards(), /*ranked=*/false);
-  add("actor", launch.config.roles().actors(), /*ranked=*/false);
-  add("learner", launch.config.roles().learners(), /*ranked=*/true);
+  add("reward", launch.config.roles().rewards());
+  add("actor", launch.config.roles().actors());
+  add("learner", launch.config.roles().learners());
   return children;
+}
+
+// As many processes as an operator wants (`cox scale`).
+absl::Status FollowScale(const cox::v1::StatusResponse& status,
+                         const Launch& launch, Supervisor& supervisor) {
+  for (const auto& [role, count] : status.wanted()) {
+    COX_RETURN_IF_ERROR(supervisor.Resize(
+        role, count, [&launch, &role = role, count = count](int32_t index) {
+          return MakeFollower(launch, role, index, count);
+        }));
+  }
+  return absl::OkStatus();
 }
 
 // Last lines of a child's log, for a failure that ends the run.
@@ -147,6 +181,31 @@ std::optional<int> WaitForCoordinator(Supervisor& supervisor,
                "%s/logs/coordinator.log)\n",
                launch.run_dir.c_str());
   return kExitRetryable;
+}
+
+// Starts again what stands still: nobody else would.
+void EndHangs(const StatusWatch::View& seen, const Launch& launch,
+              Supervisor& supervisor, ProgressView& view) {
+  const cox::v1::LimitSettings& settings = launch.config.limits();
+  const absl::Duration patience =
+      absl::Seconds(settings.coordinator_patience_s());
+  HangLimits limits;
+  limits.silent = absl::Seconds(5 * settings.suspect_s());
+  limits.group = absl::Seconds(settings.collective_timeout_s() +
+                               settings.suspect_s()) +
+                 patience;
+  std::vector<std::string> hung;
+  if (seen.answered) {
+    hung = HungProcesses(seen.status, limits);
+  } else if (Clock::Real().Now() - seen.answered_at > patience) {
+    hung = {"coordinator"};
+  }
+  for (const std::string& name : hung) {
+    const absl::Duration age = name == "coordinator" ? patience : limits.silent;
+    if (supervisor.KillHung(name, age)) {
+      view.Note(absl::StrCat(name, ": stands still; ended"));
+    }
+  }
 }
 
 int Finish(Supervisor& supervisor, const Launch& launch, int code) {
@@ -202,6 +261,14 @@ int Run(const RunOptions& options) {
                  std::string(launch.status().message()).c_str());
     return ExitCodeFor(launch.status());
   }
+  if (!options.tls_dir.empty()) {
+    if (const absl::Status tls = InitProcessTls(
+            JoinPath(options.tls_dir, "operator"), "operator");
+        !tls.ok()) {
+      std::fprintf(stderr, "run: %s\n", std::string(tls.message()).c_str());
+      return kExitUsage;
+    }
+  }
   auto lock = RunLock::Acquire(launch->run_dir);
   if (!lock.ok()) {
     std::fprintf(stderr, "run: %s\n",
@@ -245,6 +312,10 @@ int Run(const RunOptions& options) {
     std::fprintf(stderr, "run: %s\n", std::string(status.message()).c_str());
     return kExitUsage;
   }
+  // In a thread of its own: a coordinator that stands still must not keep this
+  // one from its children.
+  StatusWatch watch(launch->run_dir, kLookEvery);
+  MonoTime shown;
   while (true) {
     if (ShutdownRequested()) {
       view.Note("draining (SIGINT or SIGTERM)");
@@ -257,11 +328,13 @@ int Run(const RunOptions& options) {
       view.End();
       return Finish(supervisor, *launch, *code);
     }
-    if (view.Due()) {
-      auto status = client.Status();
-      if (status.ok()) {
-        view.Show(*status);
-      }
+    const StatusWatch::View seen = watch.Now();
+    EndHangs(seen, *launch, supervisor, view);
+    if (seen.answered && seen.answered_at != shown) {
+      shown = seen.answered_at;
+      if (view.Due()) view.Show(seen.status);
+      const absl::Status scaled = FollowScale(seen.status, *launch, supervisor);
+      if (!scaled.ok()) view.Note(std::string(scaled.message()));
     }
     SleepUnlessShutdown(absl::Milliseconds(50));
   }

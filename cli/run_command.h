@@ -11,6 +11,12 @@ struct RunOptions {
   std::vector<std::string> overrides;  // "a.b.c=value"
   int max_restarts = 30;               // per process within ten minutes
   bool quiet = false;                  // no progress lines
+  // Folder of `cox certs init`: mutual TLS between all processes; "" = the
+  // loopback's plaintext.
+  std::string tls_dir;
+  // Where the actors look for the coordinator instead of endpoints.json: a
+  // file of that form, of a proxy in between (`cox chaos`).
+  std::string actor_endpoints;
 };
 
 // `cox run`: starts coordinator, actors, reward and learner processes on this

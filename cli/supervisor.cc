@@ -1,11 +1,19 @@
 #include "cli/supervisor.h"
 
+#include <algorithm>
 #include <csignal>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 
 namespace cox {
+namespace {
+
+// Who lived this long did not die of its start.
+constexpr absl::Duration kSettled = absl::Seconds(3);
+
+}  // namespace
 
 RestartPolicy::Decision RestartPolicy::OnExit(const ChildExit& exit,
                                               absl::Duration ran_for,
@@ -40,7 +48,7 @@ RestartPolicy::Decision RestartPolicy::OnExit(const ChildExit& exit,
     return decision;
   }
   restarts_.push_back(now);
-  if (ran_for > absl::Seconds(10)) {
+  if (ran_for > kSettled) {
     backoff_.Reset();
   }
   decision.action = Action::kRestart;
@@ -50,12 +58,46 @@ RestartPolicy::Decision RestartPolicy::OnExit(const ChildExit& exit,
 
 Supervisor::Supervisor(std::vector<ChildSpec> children, RestartOptions options,
                        const Clock& clock)
-    : clock_(clock) {
-  uint64_t jitter = 1;
-  for (ChildSpec& spec : children) {
-    children_.push_back(
-        {std::move(spec), RestartPolicy(options, jitter++), 0, {}, false, {}});
+    : options_(options), clock_(clock) {
+  for (ChildSpec& spec : children) AddChild(std::move(spec));
+}
+
+Supervisor::Child& Supervisor::AddChild(ChildSpec spec) {
+  const uint64_t jitter = children_.size() + 1;
+  children_.push_back({std::move(spec), RestartPolicy(options_, jitter), 0, {},
+                       false, false, {}});
+  return children_.back();
+}
+
+absl::Status Supervisor::Resize(
+    const std::string& role, int32_t count,
+    const std::function<ChildSpec(int32_t index)>& make) {
+  for (int32_t i = 0; i < count; ++i) {
+    const std::string name = absl::StrCat(role, "-", i);
+    const auto found =
+        std::find_if(children_.begin(), children_.end(),
+                     [&name](const Child& c) { return c.spec.name == name; });
+    const bool fresh = found == children_.end();
+    Child& child = fresh ? AddChild(make(i)) : *found;
+    // One that still leaves comes back at a later call.
+    if (fresh || (child.retiring && child.pid == 0)) {
+      child.retiring = false;
+      child.finished = false;
+      COX_RETURN_IF_ERROR(StartChild(child));
+    }
   }
+  for (Child& child : children_) {
+    int32_t index = -1;
+    const bool numbered =
+        child.spec.role == role &&
+        absl::SimpleAtoi(child.spec.name.substr(role.size() + 1), &index);
+    if (numbered && index >= count && !child.retiring) {
+      child.retiring = true;
+      child.restart_at.reset();
+      SignalChild(child.pid, SIGTERM);
+    }
+  }
+  return absl::OkStatus();
 }
 
 Supervisor::~Supervisor() { Drain(absl::ZeroDuration()); }
@@ -89,12 +131,27 @@ absl::Status Supervisor::StartAll() {
   return absl::OkStatus();
 }
 
+bool Supervisor::KillHung(const std::string& name, absl::Duration age) {
+  for (Child& child : children_) {
+    if (child.spec.name == name && child.pid != 0 &&
+        clock_.Now() - child.started >= age) {
+      SignalChild(child.pid, SIGKILL);
+      return true;
+    }
+  }
+  return false;
+}
+
 std::optional<int> Supervisor::Reap(Child& child) {
   const ChildExit exit = PollChild(child.pid);
   if (!exit.exited) {
     return std::nullopt;
   }
   child.pid = 0;
+  if (child.retiring) {
+    child.finished = true;
+    return std::nullopt;
+  }
   const MonoTime now = clock_.Now();
   const RestartPolicy::Decision decision =
       child.policy.OnExit(exit, now - child.started, now);

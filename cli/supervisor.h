@@ -75,6 +75,16 @@ class Supervisor {
   absl::Status Start(const std::string& name);
   absl::Status StartAll();
 
+  // How many children of `role` there shall be, named "<role>-0" and so on.
+  // Missing ones are started as `make(index)` says, those with the highest
+  // numbers get SIGTERM and are not started again.
+  absl::Status Resize(const std::string& role, int32_t count,
+                      const std::function<ChildSpec(int32_t index)>& make);
+
+  // SIGKILL to a child that has run for at least `age`; it is started again
+  // like any other that was killed. True if there was one.
+  bool KillHung(const std::string& name, absl::Duration age);
+
   // One round: reaps, restarts what is due. Returns the run's exit code once
   // it is decided: the coordinator finished (0), or a child ended the run.
   std::optional<int> Poll();
@@ -101,12 +111,15 @@ class Supervisor {
     pid_t pid = 0;  // 0: not running
     MonoTime started;
     bool finished = false;
+    bool retiring = false;  // was told to leave
     std::optional<MonoTime> restart_at;
   };
+  Child& AddChild(ChildSpec spec);
   absl::Status StartChild(Child& child);
   std::optional<int> Reap(Child& child);
 
   std::vector<Child> children_;
+  const RestartOptions options_;
   const Clock& clock_;
   std::string reason_;
   int restarts_ = 0;

@@ -57,9 +57,14 @@ std::map<std::string, std::string> Query(const std::string& run_dir,
 
 RunningRun::RunningRun(const std::vector<std::string>& arguments,
                        std::string log)
+    : RunningRun(Program("cox"), arguments, std::move(log)) {}
+
+RunningRun::RunningRun(const Program& program,
+                       const std::vector<std::string>& arguments,
+                       std::string log)
     : log_(std::move(log)) {
   ChildOptions options;
-  options.argv.push_back(JoinPath(Environment("COX_BIN_DIR"), "cox"));
+  options.argv.push_back(JoinPath(Environment("COX_BIN_DIR"), program.name));
   options.argv.insert(options.argv.end(), arguments.begin(), arguments.end());
   options.log_path = log_;
   auto pid = SpawnChild(options);
@@ -116,6 +121,15 @@ std::map<std::string, std::string> CommittedSteps(const std::string& run_dir) {
 std::map<std::string, std::string> UnitHashes(const std::string& run_dir) {
   return Query(run_dir,
                "SELECT stage || '/' || step || '/' || idx, sha256 FROM unit");
+}
+
+std::string LedgerEvents(const std::string& run_dir) {
+  std::string text;
+  for (const auto& [number, event] :
+       Query(run_dir, "SELECT number, kind || ': ' || text FROM event")) {
+    absl::StrAppend(&text, event, "\n");
+  }
+  return text;
 }
 
 pid_t FindProcess(const std::string& run_dir, const std::string& name) {

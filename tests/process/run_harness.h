@@ -26,6 +26,13 @@ class RunningRun {
  public:
   // `arguments` after "cox"; output goes to `log`.
   RunningRun(const std::vector<std::string>& arguments, std::string log);
+  // The same of another binary of this build.
+  struct Program {
+    explicit Program(std::string n) : name(std::move(n)) {}
+    std::string name;
+  };
+  RunningRun(const Program& program, const std::vector<std::string>& arguments,
+             std::string log);
   ~RunningRun();
   RunningRun(const RunningRun&) = delete;
   RunningRun& operator=(const RunningRun&) = delete;
@@ -51,6 +58,9 @@ bool Eventually(const std::function<bool()>& condition,
 std::map<std::string, std::string> CommittedSteps(const std::string& run_dir);
 // Unit -> SHA-256 of its payload.
 std::map<std::string, std::string> UnitHashes(const std::string& run_dir);
+
+// "kind: text" of every event in the ledger, one a line.
+std::string LedgerEvents(const std::string& run_dir);
 
 // pid of a role's process, found by its `--name NAME` argument and this run's
 // directory; 0 = none.

@@ -49,21 +49,30 @@ TEST(RunTest, WholeRecipeEndsAndLeavesEverything) {
   EXPECT_EQ(UnitHashes(run).size(), 4u + 16u + 4u);
   const RunResult verify = Cox({"ckpt", "verify", run}, dir.path());
   EXPECT_EQ(verify.exit_code, 0) << verify.output;
+  const RunResult ledger = Cox({"ledger", "verify", run}, dir.path());
+  EXPECT_EQ(ledger.exit_code, 0) << ledger.output;
+  // Every learning metric of every stage, computed again.
+  const RunResult metrics = Cox({"explain", "--check", run}, dir.path());
+  EXPECT_EQ(metrics.exit_code, 0) << metrics.output;
 }
 
-TEST(RunTest, SameSeedGivesTheSameBitsWithOneActorOrTwo) {
+TEST(RunTest, SameSeedGivesTheSameBitsWithAnyNumberOfProcesses) {
   TempDir dir;
-  const std::string file = WriteTableTask(dir.path());
+  const std::string file = WriteTableTask(dir.path(), "numerics: {shards: 4}");
   const std::string first = JoinPath(dir.path(), "first");
-  const std::string second = JoinPath(dir.path(), "second");
   const RunResult a = Cox({"run", file, "run_dir=" + first}, dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
-  const RunResult b = Cox(
-      {"run", file, "run_dir=" + second, "roles.actors=1"}, dir.path());
-  ASSERT_EQ(b.exit_code, 0) << b.output;
   EXPECT_THAT(CommittedSteps(first), Not(IsEmpty()));
-  EXPECT_EQ(CommittedSteps(first), CommittedSteps(second));
-  EXPECT_EQ(UnitHashes(first), UnitHashes(second));
+  for (const std::string learners : {"1", "4"}) {
+    const std::string other = JoinPath(dir.path(), learners);
+    const RunResult b =
+        Cox({"run", file, "run_dir=" + other, "roles.actors=1",
+             "roles.learners=" + learners},
+            dir.path());
+    ASSERT_EQ(b.exit_code, 0) << b.output;
+    EXPECT_EQ(CommittedSteps(first), CommittedSteps(other)) << learners;
+    EXPECT_EQ(UnitHashes(first), UnitHashes(other)) << learners;
+  }
 }
 
 // People rank the samples: the run waits for them in a named state.
@@ -135,6 +144,8 @@ TEST_P(KillTest, RunEndsWithTheSameWeights) {
   ASSERT_EQ(b.exit_code, 0) << b.output;
   EXPECT_EQ(CommittedSteps(calm), CommittedSteps(hurt));
   EXPECT_EQ(UnitHashes(calm), UnitHashes(hurt));
+  const RunResult ledger = Cox({"ledger", "verify", hurt}, dir.path());
+  EXPECT_EQ(ledger.exit_code, 0) << ledger.output;
 }
 
 std::string CaseName(const ::testing::TestParamInfo<KillCase>& info) {

@@ -1,0 +1,48 @@
+#include "cli/bench_command.h"
+
+#include <cstdio>
+#include <string>
+
+#include "cli/bench_ledger.h"
+#include "cli/exec_sibling.h"
+#include "lib/base/process.h"
+
+namespace cox {
+namespace {
+
+struct Bench {
+  const char* name;
+  const char* help;
+  int (*run)(int argc, char** argv);  // argv[0] = name; nullptr: in `binary`
+  const char* binary;                 // beside this executable
+};
+
+constexpr Bench kBenches[] = {
+    {"ledger", "durable submissions per second, acknowledgement, recovery",
+     BenchLedger, nullptr},
+};
+
+}  // namespace
+
+int BenchCommand(int argc, char** argv) {
+  const std::string name = argc > 1 ? argv[1] : "--help";
+  for (const Bench& bench : kBenches) {
+    if (name == bench.name) {
+      return bench.run != nullptr
+                 ? bench.run(argc - 1, argv + 1)
+                 : ExecSibling(bench.binary, {argv + 1, argv + argc});
+    }
+  }
+  const bool help = name == "--help" || name == "-h";
+  std::FILE* out = help ? stdout : stderr;
+  if (!help) {
+    std::fprintf(out, "cox bench: no benchmark '%s'\n", name.c_str());
+  }
+  std::fprintf(out, "cox bench NAME [--json] ...; NAME --help for its flags\n");
+  for (const Bench& bench : kBenches) {
+    std::fprintf(out, "  %-12s %s\n", bench.name, bench.help);
+  }
+  return help ? kExitDone : kExitUsage;
+}
+
+}  // namespace cox
