@@ -118,9 +118,18 @@ absl::Status StartTorch() {
   return status;
 }
 
+// An instruction that the family would ignore is the caller's mistake.
+absl::Status CheckTakesInstruction(const ModelConfig& config,
+                                   const char* name) {
+  if (config.family == ModelFamily::kInstructEncdec) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": only instruct_encdec takes one"));
+}
+
 absl::Status ReadInstruction(const Args& args, int64_t batch,
                              ModelForwardRequest* request) {
   if (!args.Has("instruction")) return absl::OkStatus();
+  COX_RETURN_IF_ERROR(CheckTakesInstruction(request->config, "instruction"));
   COX_ASSIGN_OR_RETURN(Tensor<int64_t> ids, args.Ints("instruction", 2));
   const int64_t dims[] = {batch, ids.dims[1]};
   COX_RETURN_IF_ERROR(CheckDims("instruction", ids.dims, dims));
@@ -216,6 +225,7 @@ absl::StatusOr<GenerateResult> RunGenerate(const Args& args,
   }
   request.pad_id = static_cast<int32_t>(pad_id);
   if (args.Has("instructions")) {
+    COX_RETURN_IF_ERROR(CheckTakesInstruction(model.config, "instructions"));
     COX_ASSIGN_OR_RETURN(request.instructions, ReadIds(args, "instructions"));
     COX_RETURN_IF_ERROR(
         CheckSize("instructions", request.instructions.size(),

@@ -170,6 +170,14 @@ TEST(OpsProtocolTest, ErrorsNameTheArgument) {
               "no_such_op");
 }
 
+TEST(OpsProtocolTest, ArgumentsThatAKindIgnoresAreCheckedToo) {
+  OpsProcess ops;
+  Json args = {{"kind", "fixed"}, {"beta", 0.1}, {"stream", {{8, 4}}}};
+  EXPECT_EQ(ops.Call("kl_controller", args)["result"]["beta"], Json({0.1}));
+  args["target"] = "x";
+  ExpectError(ops.Call("kl_controller", args), "INVALID_ARGUMENT", "target");
+}
+
 TEST(OpsProtocolTest, PoisonUnderMaskIsIgnoredAndZero) {
   OpsProcess ops;
   const Json answer =

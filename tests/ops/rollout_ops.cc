@@ -218,7 +218,12 @@ absl::StatusOr<Json> KlControllerOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(const double beta, args.Number("beta"));
   absl::StatusOr<KlController> controller =
       absl::InvalidArgumentError("kind: must be fixed or adaptive");
-  if (kind == "fixed") controller = KlController::Fixed(beta);
+  if (kind == "fixed") {
+    // Not used, but checked like every argument that is given.
+    COX_RETURN_IF_ERROR(args.Number("target", 0).status());
+    COX_RETURN_IF_ERROR(args.Number("horizon", 0).status());
+    controller = KlController::Fixed(beta);
+  }
   if (kind == "adaptive") {
     COX_ASSIGN_OR_RETURN(const double target, args.Number("target"));
     COX_ASSIGN_OR_RETURN(const double horizon, args.Number("horizon"));
