@@ -145,8 +145,8 @@ absl::Status Actor::Start() {
                                              run.config().roles().device()));
   engine_ = std::move(engine.engine);
   // On other devices matrices are multiplied with fewer bits.
-  canary_bound_ =
-      run.config().roles().device() == "cpu" ? kCanaryBound : 200 * kCanaryBound;
+  canary_bound_ = run.config().roles().device() == "cpu" ? kCanaryBound
+                                                         : 200 * kCanaryBound;
   if (!engine.numerics_class.empty()) {
     client_.set_numerics_class(engine.numerics_class);
     COX_ASSIGN_OR_RETURN(run, client_.Register());

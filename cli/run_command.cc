@@ -252,6 +252,37 @@ int Finish(Supervisor& supervisor, const Launch& launch, int code) {
   return kExitDone;
 }
 
+// Until the run ends; returns the exit code.
+int Supervise(const Launch& launch, Supervisor& supervisor,
+              ProgressView& view) {
+  // In a thread of its own: a coordinator that stands still must not keep this
+  // one from its children.
+  StatusWatch watch(launch.run_dir, kLookEvery);
+  MonoTime shown;
+  while (true) {
+    if (ShutdownRequested()) {
+      view.Note("draining (SIGINT or SIGTERM)");
+      supervisor.Drain(absl::Seconds(30));
+      view.Note(absl::StrCat("stopped; the same command resumes in ",
+                             launch.run_dir));
+      return kExitRetryable;
+    }
+    if (std::optional<int> code = supervisor.Poll()) {
+      view.End();
+      return Finish(supervisor, launch, *code);
+    }
+    const StatusWatch::View seen = watch.Now();
+    EndHangs(seen, launch, supervisor, view);
+    if (seen.answered && seen.answered_at != shown) {
+      shown = seen.answered_at;
+      if (view.Due()) view.Show(seen.status);
+      const absl::Status scaled = FollowScale(seen.status, launch, supervisor);
+      if (!scaled.ok()) view.Note(std::string(scaled.message()));
+    }
+    SleepUnlessShutdown(absl::Milliseconds(50));
+  }
+}
+
 }  // namespace
 
 int Run(const RunOptions& options) {
@@ -312,32 +343,7 @@ int Run(const RunOptions& options) {
     std::fprintf(stderr, "run: %s\n", std::string(status.message()).c_str());
     return kExitUsage;
   }
-  // In a thread of its own: a coordinator that stands still must not keep this
-  // one from its children.
-  StatusWatch watch(launch->run_dir, kLookEvery);
-  MonoTime shown;
-  while (true) {
-    if (ShutdownRequested()) {
-      view.Note("draining (SIGINT or SIGTERM)");
-      supervisor.Drain(absl::Seconds(30));
-      view.Note(absl::StrCat("stopped; the same command resumes in ",
-                             launch->run_dir));
-      return kExitRetryable;
-    }
-    if (std::optional<int> code = supervisor.Poll()) {
-      view.End();
-      return Finish(supervisor, *launch, *code);
-    }
-    const StatusWatch::View seen = watch.Now();
-    EndHangs(seen, *launch, supervisor, view);
-    if (seen.answered && seen.answered_at != shown) {
-      shown = seen.answered_at;
-      if (view.Due()) view.Show(seen.status);
-      const absl::Status scaled = FollowScale(seen.status, *launch, supervisor);
-      if (!scaled.ok()) view.Note(std::string(scaled.message()));
-    }
-    SleepUnlessShutdown(absl::Milliseconds(50));
-  }
+  return Supervise(*launch, supervisor, view);
 }
 
 }  // namespace cox

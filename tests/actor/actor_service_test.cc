@@ -81,6 +81,7 @@ class ActorTest : public ::testing::Test {
     config->set_seed(17);
     config->mutable_generation()->set_max_new_tokens(4);
     config->mutable_generation()->set_temperature(1.0);
+    config->mutable_generation()->set_repetition_penalty(1.0);
     config->mutable_generation()->set_top_p(1.0);
     for (uint64_t seed : {1, 2}) {
       versions_.push_back(

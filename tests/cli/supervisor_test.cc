@@ -160,18 +160,18 @@ TEST(HangWatchTest, RanksThatTheOthersWaitFor) {
   const std::string joining = "joining the learner group";
   EXPECT_THAT(
       HungProcesses(Sessions({{"learner-0", true, 0, joining, 61000},
-                              {"learner-1", true, 0, "training step 3", 70000}}),
+                              {"learner-1", true, 0, "training 3", 70000}}),
                     limits),
       testing::ElementsAre("learner-1"));
   // Others wait not long enough; or nobody waits for a group.
   EXPECT_THAT(
       HungProcesses(Sessions({{"learner-0", true, 0, joining, 59000},
-                              {"learner-1", true, 0, "training step 3", 70000}}),
+                              {"learner-1", true, 0, "training 3", 70000}}),
                     limits),
       testing::IsEmpty());
   EXPECT_THAT(
-      HungProcesses(Sessions({{"learner-0", true, 0, "training step 3", 70000},
-                              {"learner-1", true, 0, "training step 3", 70000}}),
+      HungProcesses(Sessions({{"learner-0", true, 0, "training 3", 70000},
+                              {"learner-1", true, 0, "training 3", 70000}}),
                     limits),
       testing::IsEmpty());
 }

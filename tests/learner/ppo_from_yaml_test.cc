@@ -152,7 +152,8 @@ std::vector<YamlCase> Cases() {
   std::vector<YamlCase> cases;
   for (const char* estimator : {"gae", "rloo", "grpo", "dr_grpo",
                                 "reinforce_pp", "reinforce_pp_baseline"}) {
-    for (const char* loss : {"ppo", "gspo", "cispo", "reinforce", "prob_diff"}) {
+    for (const char* loss :
+         {"ppo", "gspo", "cispo", "reinforce", "prob_diff"}) {
       const bool per_token = std::strcmp(estimator, "gae") == 0 ||
                              std::strcmp(estimator, "reinforce_pp") == 0;
       if (per_token && std::strcmp(loss, "gspo") == 0) continue;

@@ -179,7 +179,8 @@ TEST(AttestationTest, AWrongResultIsOutvotedAndItsActorShutOut) {
                {"audit.fraction=1", "roles.actors=3"}, &b);
   ASSERT_EQ(b.exit_code, 0) << b.output;
   EXPECT_THAT(events, HasSubstr("quarantine"));
-  EXPECT_EQ(CommittedSteps(calm), CommittedSteps(JoinPath(dir.path(), "armed")));
+  EXPECT_EQ(CommittedSteps(calm),
+            CommittedSteps(JoinPath(dir.path(), "armed")));
 }
 
 TEST(AttestationTest, ALearnerRankThatDriftsIsNoticed) {
@@ -191,7 +192,8 @@ TEST(AttestationTest, ALearnerRankThatDriftsIsNoticed) {
   RunResult b;
   RunArmed(dir, "learner.memory:5:flip\n", {"audit.replicas_every=1"}, &b);
   ASSERT_EQ(b.exit_code, 0) << b.output;
-  EXPECT_EQ(CommittedSteps(calm), CommittedSteps(JoinPath(dir.path(), "armed")));
+  EXPECT_EQ(CommittedSteps(calm),
+            CommittedSteps(JoinPath(dir.path(), "armed")));
 }
 
 // An actor started by hand joins a live run and leaves on SIGTERM.
@@ -204,7 +206,7 @@ TEST(ElasticTest, AnActorJoinsAndLeavesWithoutLoss) {
                           dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
   RunningRun running({"run", file, "run_dir=" + run, "ppo.steps=40",
-                      "roles.actors=1"},
+                      "roles.actors=1", "audit.fraction=0"},
                      JoinPath(dir.path(), "run.log"));
   ASSERT_TRUE(Eventually([&run] {
     return Fs::Real().Exists(JoinPath(run, "endpoints.json"));
@@ -221,6 +223,39 @@ TEST(ElasticTest, AnActorJoinsAndLeavesWithoutLoss) {
   }));
   kill(guest.pid(), SIGTERM);
   EXPECT_EQ(guest.Wait(absl::Seconds(30)).exit_code, 0);
+  EXPECT_EQ(running.Wait().exit_code, 0);
+  EXPECT_EQ(CommittedSteps(calm), CommittedSteps(run));
+}
+
+TEST(ElasticTest, ScaleStartsAndRetiresProcesses) {
+  TempDir dir;
+  const std::string file = WriteTableTask(dir.path());
+  const std::string calm = JoinPath(dir.path(), "calm");
+  const std::string run = JoinPath(dir.path(), "run");
+  const RunResult a = Cox({"run", file, "run_dir=" + calm, "ppo.steps=60"},
+                          dir.path());
+  ASSERT_EQ(a.exit_code, 0) << a.output;
+  RunningRun running({"run", file, "run_dir=" + run, "ppo.steps=60",
+                      "audit.fraction=0"},
+                     JoinPath(dir.path(), "run.log"));
+  ASSERT_TRUE(Eventually([&run] { return FindProcess(run, "actor-1") != 0; }));
+  // Pausing keeps the run from ending before it was scaled.
+  ASSERT_TRUE(Eventually([&] {
+    return Cox({"pause", run}, dir.path()).exit_code == 0;
+  }));
+  EXPECT_EQ(Cox({"scale", run, "learner=3"}, dir.path()).exit_code, 2);
+  ASSERT_EQ(Cox({"scale", run, "actor=3"}, dir.path()).exit_code, 0);
+  ASSERT_EQ(Cox({"scale", run, "reward=2"}, dir.path()).exit_code, 0);
+  EXPECT_TRUE(Eventually([&run] {
+    return FindProcess(run, "actor-2") != 0 &&
+           FindProcess(run, "reward-1") != 0;
+  }));
+  ASSERT_EQ(Cox({"scale", run, "actor=1"}, dir.path()).exit_code, 0);
+  EXPECT_TRUE(Eventually([&run] {
+    return FindProcess(run, "actor-1") == 0 &&
+           FindProcess(run, "actor-2") == 0;
+  }));
+  ASSERT_EQ(Cox({"resume", run}, dir.path()).exit_code, 0);
   EXPECT_EQ(running.Wait().exit_code, 0);
   EXPECT_EQ(CommittedSteps(calm), CommittedSteps(run));
 }
