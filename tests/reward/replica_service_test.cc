@@ -139,7 +139,7 @@ TEST_F(ReplicaTest, ScoresWithTheModelThatIsNamedOnceItArrives) {
 
   // The old one is gone.
   request.set_reward_hash(reward->content_hash);
-  EXPECT_THAT(Score(request, /*ms=*/60),
+  EXPECT_THAT(Score(request, /*ms=*/2000),
               StatusIs(absl::StatusCode::kFailedPrecondition,
                        HasSubstr(newer->content_hash)));
 }
