@@ -31,7 +31,7 @@ struct LedgerBenchFlags {
   int64_t payload = 4096;
   double seconds = 5;
   int64_t rows = 1000000;
-  int64_t rate = 0;  // submissions/s offered; 0 = the next one at once
+  int64_t rate = 10500;  // submissions/s of the paced runs, 0 = none
   std::string dir = ".";
 };
 
@@ -107,10 +107,13 @@ class NoEffects : public EffectHandler {
 // One thread stands for the handlers that receive and hash payloads.
 class Actors {
  public:
-  Actors(const LedgerBenchFlags& flags, CoreHost& host, int64_t units)
+  // `rate`: submissions/s offered; 0 = each actor its next one at once.
+  Actors(const LedgerBenchFlags& flags, CoreHost& host, int64_t units,
+         int64_t rate)
       : flags_(flags),
         host_(host),
         units_(units),
+        rate_(rate),
         payload_(static_cast<size_t>(flags.payload), '\0') {
     CounterRng rng(flags.common.seed, "payload");
     for (char& c : payload_) {
@@ -183,10 +186,10 @@ class Actors {
 
   // -1: nobody is free yet, or it is too early for the offered rate.
   int NextActor(MonoTime end) {
-    if (flags_.rate > 0) {
+    if (rate_ > 0) {
       const MonoTime due =
           start_ + absl::Seconds(static_cast<double>(next_unit_) /
-                                 static_cast<double>(flags_.rate));
+                                 static_cast<double>(rate_));
       const absl::Duration early = due - Clock::Real().Now();
       if (early > absl::ZeroDuration()) {
         SleepUnlessShutdown(std::min(early, absl::Milliseconds(1)));
@@ -250,6 +253,7 @@ class Actors {
   const LedgerBenchFlags& flags_;
   CoreHost& host_;
   const int64_t units_;
+  const int64_t rate_;
   const std::string policy_hash_ = Sha256Hex(std::string_view("policy"));
   std::string payload_;
   int64_t next_unit_ = 0;
@@ -294,25 +298,21 @@ struct Submissions {
 };
 
 absl::Status OneRun(const LedgerBenchFlags& flags, WorkFolder& folder,
-                    bool timed, BenchReport& report, Submissions& out) {
+                    int64_t rate, Submissions& out, BenchUse& use) {
   COX_RETURN_IF_ERROR(folder.Clear());
   const int64_t units = std::min(
       kUnitsPerStep, static_cast<int64_t>(flags.seconds * 100000) + 1000);
   COX_ASSIGN_OR_RETURN(auto host, OpenHost(folder, units));
   NoEffects effects;
   host->Start(&effects);
-  Actors actors(flags, *host, units);
+  Actors actors(flags, *host, units, rate);
   WaitIdle(flags.common.wait_idle_s);
   const BenchMeter meter;
   actors.Run();
-  const BenchUse use = meter.Stop();
+  use = meter.Stop();
   const int64_t commits = host->commits();
   host->Stop();
   out.ok = out.ok && actors.ok() && host->fatal().ok();
-  if (!timed) {
-    return absl::OkStatus();
-  }
-  report.AddRun(use);
   out.rates.push_back(actors.rate());
   out.micros.insert(out.micros.end(), actors.micros().begin(),
                     actors.micros().end());
@@ -362,18 +362,30 @@ absl::Status Measure(const LedgerBenchFlags& flags, BenchReport& report,
   WorkFolder folder(flags.dir);
   COX_RETURN_IF_ERROR(folder.Clear());
   COX_ASSIGN_OR_RETURN(const std::vector<double> syncs, MeasureSyncs(folder));
-  Submissions all;
-  for (int run = -flags.common.warmup; run < flags.common.runs; ++run) {
-    COX_RETURN_IF_ERROR(OneRun(flags, folder, run >= 0, report, all));
+  Submissions warm, all, paced;
+  BenchUse use;
+  for (int run = 0; run < flags.common.warmup; ++run) {
+    COX_RETURN_IF_ERROR(OneRun(flags, folder, 0, warm, use));
+  }
+  for (int run = 0; run < flags.common.runs; ++run) {
+    COX_RETURN_IF_ERROR(OneRun(flags, folder, 0, all, use));
+    report.AddRun(use);
   }
   report.Integer("simulated_actors", flags.actors);
   report.Integer("payload", flags.payload);
-  report.Number("offered_s", static_cast<double>(flags.rate));
+  // Every actor has its next unit ready, so an answer waits for the turns of
+  // all others.
   report.Spread("submits_s", all.rates);
   report.Percentiles("ack_us", all.micros);
   report.Spread("rows_per_commit", all.rows_per_commit);
   report.Percentiles("fsync_us", syncs);
   report.Integer("segment_bytes", static_cast<int64_t>(folder.SegmentBytes()));
+  for (int run = 0; flags.rate > 0 && run < flags.common.runs; ++run) {
+    COX_RETURN_IF_ERROR(OneRun(flags, folder, flags.rate, paced, use));
+  }
+  report.Integer("paced_offered_s", flags.rate);
+  report.Spread("paced_submits_s", paced.rates);
+  report.Percentiles("paced_ack_us", paced.micros);
   report.Integer("rows", flags.rows);
   if (flags.rows > 0) {
     std::vector<double> seconds;
@@ -386,7 +398,7 @@ absl::Status Measure(const LedgerBenchFlags& flags, BenchReport& report,
     report.Null("recovery_s");
   }
   report.Integer("db_bytes", static_cast<int64_t>(folder.BytesOf("ledger.db")));
-  ok = all.ok;
+  ok = warm.ok && all.ok && paced.ok;
   return absl::OkStatus();
 }
 
@@ -409,7 +421,9 @@ int BenchLedger(int argc, char** argv) {
                  "most 2^20")
       ->check(CLI::Range(int64_t{0}, kUnitsPerStep));
   app.add_option("--rate", flags.rate,
-                 "submissions per second offered; 0 = as fast as answers come");
+                 "submissions per second of the paced runs, which show the "
+                 "acknowledgement below saturation; 0 = none")
+      ->check(CLI::Range(int64_t{0}, int64_t{10000000}));
   app.add_option("--dir", flags.dir, "a folder on the disk to measure");
   try {
     app.parse(argc, argv);

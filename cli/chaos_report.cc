@@ -131,6 +131,23 @@ std::string ChaosJson(const ChaosFigures& figures) {
     out["commit"] = percentiles(row.commit);
     json["faults"].push_back(std::move(out));
   }
+  // In order of delivery.
+  json["delivered"] = nlohmann::ordered_json::array();
+  for (const DeliveredFault& d : figures.faults) {
+    nlohmann::ordered_json out;
+    out["fault"] = FaultText(d.fault);
+    out["victim"] = d.victim;
+    out["run"] = d.run;
+    out["at"] = d.wall;
+    const auto add = [&out](const char* key,
+                            const std::optional<absl::Duration>& value) {
+      if (value.has_value()) out[key] = absl::ToDoubleSeconds(*value);
+    };
+    add("noticed_s", d.noticed);
+    add("serving_s", d.serving);
+    add("commit_s", d.commit);
+    json["delivered"].push_back(std::move(out));
+  }
   return json.dump(2) + "\n";
 }
 

@@ -269,6 +269,10 @@ void ChaosRun::Record(const Fault& fault, const std::string& victim) {
   DeliveredFault delivered;
   delivered.fault = fault;
   delivered.victim = victim;
+  delivered.run = BaseName(options_.run_dir);
+  delivered.wall = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ",
+                                    Clock::Real().WallNow(),
+                                    absl::UTCTimeZone());
   Watched watched;
   watched.index = delivered_.size();
   watched.at = Clock::Real().Now();

@@ -25,6 +25,8 @@ namespace cox {
 struct DeliveredFault {
   Fault fault;
   std::string victim;  // "actor-0", "all"
+  std::string run;     // name of its directory
+  std::string wall;    // when, as in the roles' logs
   // The coordinator no longer counts on the old process.
   std::optional<absl::Duration> noticed;
   // The role serves again: a session in a new place; the coordinator answers

@@ -67,7 +67,8 @@ Json ReportJson(const RecordedRun& run, const AuditReport& report) {
   Json out;
   out["run_dir"] = run.run_dir();
   out["run_id"] = run.Meta("run_id");
-  out["ok"] = report.ok();
+  out["ok"] = report.ok() && run.record().digest_ok;
+  out["digest_ok"] = run.record().digest_ok;
   out["payload_bytes"] = report.payload_bytes;
   out["invariants"] = Json::array();
   for (const AuditFinding& finding : report.findings) {
@@ -270,7 +271,14 @@ int VerifyLedger(const std::string& run_dir, bool json) {
   } else {
     PrintReport(*run, report);
   }
-  return report.ok() ? kExitDone : kExitCheckFailed;
+  if (!run->record().digest_ok) {
+    std::fprintf(stderr,
+                 "verify: %s/ledger.db: its rows are not those that were "
+                 "written: the file is damaged or was changed by hand\n",
+                 run_dir.c_str());
+  }
+  return report.ok() && run->record().digest_ok ? kExitDone
+                                                : kExitCheckFailed;
 }
 
 int ShowLedger(const LedgerShowOptions& options) {

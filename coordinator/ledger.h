@@ -145,6 +145,9 @@ struct LedgerRecord {
   std::vector<int64_t> step_txn;
   std::vector<int64_t> checkpoint_txn;
   std::vector<int64_t> event_txn;
+  // Whether the rows are those that were written: false = the file is damaged.
+  bool digest_ok = true;
+  uint64_t sum_of_rows = 0;
 };
 
 // One incarnation's access. Opening it took the next epoch durably, so an

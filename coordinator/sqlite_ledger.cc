@@ -55,6 +55,8 @@ CREATE TABLE IF NOT EXISTS event(
 CREATE TABLE IF NOT EXISTS control(
   number INTEGER PRIMARY KEY, command TEXT NOT NULL,
   effective_step INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS digest(
+  id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
 )sql";
 
 // From the format without numbered transactions; their rows keep number 0.
@@ -88,6 +90,8 @@ class SqliteLedger : public LedgerStore {
 
   absl::Status Commit(const std::vector<LedgerRow>& rows) override {
     const int64_t before = txn_;
+    const Digest digest_before = digest_;
+    const Generation generation_before = generation_;
     COX_RETURN_IF_ERROR(db_.Execute("BEGIN IMMEDIATE"));
     absl::Status status = WriteAll(rows);
     if (status.ok()) {
@@ -95,6 +99,8 @@ class SqliteLedger : public LedgerStore {
     }
     if (!status.ok()) {
       txn_ = before;
+      digest_ = digest_before;
+      generation_ = generation_before;
       (void)db_.Execute("ROLLBACK");
     }
     return status;
@@ -102,6 +108,11 @@ class SqliteLedger : public LedgerStore {
 
   absl::StatusOr<LedgerState> Load() override {
     COX_ASSIGN_OR_RETURN(LedgerRecord record, LoadRecord(db_));
+    if (!record.digest_ok) {
+      return absl::DataLossError(
+          "ledger: its rows are not those that were written: the file is "
+          "damaged");
+    }
     return std::move(record.state);
   }
 
@@ -149,8 +160,10 @@ class SqliteLedger : public LedgerStore {
     COX_RETURN_IF_ERROR(MakeDurable());
     COX_RETURN_IF_ERROR(db_.Execute("BEGIN IMMEDIATE"));
     COX_RETURN_IF_ERROR(MakeTables());
+    COX_RETURN_IF_ERROR(LoadDigest());
     COX_RETURN_IF_ERROR(db_.Execute("UPDATE fence SET epoch = epoch + 1"));
-    COX_ASSIGN_OR_RETURN(epoch_.value, db_.Scalar("SELECT epoch FROM fence"));
+    ++epoch_.value;
+    COX_RETURN_IF_ERROR(WriteDigest());
     COX_ASSIGN_OR_RETURN(txn_,
                          db_.Scalar("SELECT COALESCE(MAX(number),0) FROM txn"));
     {
@@ -202,116 +215,197 @@ class SqliteLedger : public LedgerStore {
       COX_RETURN_IF_ERROR(
           std::visit([this](const auto& r) { return Write(r); }, row));
     }
-    return db_.Prepare("INSERT INTO txn SELECT ?,epoch,generation,? FROM fence")
-        .Bind(txn_)
-        .Bind(run_id_)
+    COX_RETURN_IF_ERROR(
+        Add("txn", db_.Prepare("INSERT INTO txn VALUES(?,?,?,?)")
+                       .Bind(txn_)
+                       .Bind(epoch_.value)
+                       .Bind(generation_.value)
+                       .Bind(run_id_)));
+    return WriteDigest();
+  }
+
+  // What the digest is made of (LedgerDigest): the sum over all rows, and the
+  // parts of those that may be replaced or deleted.
+  struct Digest {
+    uint64_t sum = 0;
+    std::map<std::string, uint64_t> parts;
+  };
+
+  absl::Status LoadDigest() {
+    COX_ASSIGN_OR_RETURN(epoch_.value, db_.Scalar("SELECT epoch FROM fence"));
+    COX_ASSIGN_OR_RETURN(generation_.value,
+                         db_.Scalar("SELECT generation FROM fence"));
+    bool known = false;
+    {
+      SqliteQuery query = db_.Prepare("SELECT value FROM digest");
+      COX_ASSIGN_OR_RETURN(known, query.Step());
+      digest_.sum = known ? static_cast<uint64_t>(query.Int(0)) -
+                                LedgerDigest(0, epoch_, generation_)
+                          : 0;
+    }
+    if (!known) {  // new, or of a build without digests
+      COX_ASSIGN_OR_RETURN(const LedgerRecord record, LoadRecord(db_));
+      digest_.sum = record.sum_of_rows;
+    }
+    for (const auto& [table, sql] :
+         {std::pair("meta", "SELECT key,value FROM meta"),
+          std::pair("stage",
+                    "SELECT stage,state,total_steps,metrics FROM stage"),
+          std::pair("ckpt",
+                    "SELECT stage,step,directory,manifest_sha256,weight_hash,"
+                    "state_sha256,generation,txn FROM ckpt")}) {
+      SqliteQuery query = db_.Prepare(sql);
+      while (true) {
+        COX_ASSIGN_OR_RETURN(const bool row, query.Step());
+        if (!row) {
+          break;
+        }
+        std::string key = absl::StrCat(table, " ", query.Text(0));
+        if (std::string_view(table) == "ckpt") {
+          absl::StrAppend(&key, " ", query.Int(1));
+        }
+        digest_.parts[key] = query.HashOfRow(table);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status WriteDigest() {
+    return db_.Prepare("INSERT OR REPLACE INTO digest VALUES(1,?)")
+        .Bind(static_cast<int64_t>(
+            LedgerDigest(digest_.sum, epoch_, generation_)))
         .Run();
+  }
+
+  // Runs an insertion of a whole row.
+  absl::Status Add(std::string_view table, SqliteQuery& insert) {
+    COX_RETURN_IF_ERROR(insert.Run());
+    digest_.sum += insert.HashOfBound(table);
+    return absl::OkStatus();
+  }
+  // The same for a row that stands in the place of an earlier one of `key`.
+  absl::Status Replace(std::string_view table, const std::string& key,
+                       SqliteQuery& insert) {
+    COX_RETURN_IF_ERROR(insert.Run());
+    uint64_t& part = digest_.parts[key];
+    digest_.sum -= part;
+    part = insert.HashOfBound(table);
+    digest_.sum += part;
+    return absl::OkStatus();
   }
 
   absl::Status Write(const MetaRow& r) {
     if (r.key == "run_id") {
       run_id_ = r.value;
     }
-    return db_.Prepare("INSERT OR REPLACE INTO meta VALUES(?,?)")
-        .Bind(r.key)
-        .Bind(r.value)
-        .Run();
+    return Replace("meta", absl::StrCat("meta ", r.key),
+                   db_.Prepare("INSERT OR REPLACE INTO meta VALUES(?,?)")
+                       .Bind(r.key)
+                       .Bind(r.value));
   }
   absl::Status Write(const GenerationRow& r) {
+    generation_ = r.generation;
     return db_.Prepare("UPDATE fence SET generation = ?")
         .Bind(r.generation.value)
         .Run();
   }
   absl::Status Write(const UnitRow& r) {
-    return db_.Prepare("INSERT INTO unit VALUES(?,?,?,?,?,?,?,?,?,?)")
-        .Bind(int64_t{r.id.stage})
-        .Bind(r.id.step)
-        .Bind(int64_t{r.id.index})
-        .Bind(r.version_step)
-        .Bind(r.policy_hash)
-        .Bind(r.sha256)
-        .Bind(int64_t{r.payload.segment})
-        .Bind(static_cast<int64_t>(r.payload.offset))
-        .Bind(static_cast<int64_t>(r.payload.length))
-        .Bind(txn_)
-        .Run();
+    return Add("unit",
+               db_.Prepare("INSERT INTO unit VALUES(?,?,?,?,?,?,?,?,?,?)")
+                   .Bind(int64_t{r.id.stage})
+                   .Bind(r.id.step)
+                   .Bind(int64_t{r.id.index})
+                   .Bind(r.version_step)
+                   .Bind(r.policy_hash)
+                   .Bind(r.sha256)
+                   .Bind(int64_t{r.payload.segment})
+                   .Bind(static_cast<int64_t>(r.payload.offset))
+                   .Bind(static_cast<int64_t>(r.payload.length))
+                   .Bind(txn_));
   }
   absl::Status Write(const BatchRow& r) {
-    return db_.Prepare("INSERT INTO batch VALUES(?,?,?,?,?)")
-        .Bind(int64_t{r.stage})
-        .Bind(r.step)
-        .Bind(UnitsText(r.units))
-        .Bind(UnitsText(r.dropped))
-        .Bind(txn_)
-        .Run();
+    return Add("batch",
+               db_.Prepare("INSERT INTO batch VALUES(?,?,?,?,?)")
+                   .Bind(int64_t{r.stage})
+                   .Bind(r.step)
+                   .Bind(UnitsText(r.units))
+                   .Bind(UnitsText(r.dropped))
+                   .Bind(txn_));
   }
   absl::Status Write(const VersionRow& r) {
-    return db_.Prepare("INSERT INTO version VALUES(?,?,?,?,?,?)")
-        .Bind(r.model)
-        .Bind(int64_t{r.version.stage})
-        .Bind(r.version.step)
-        .Bind(r.content_hash)
-        .Bind(r.manifest)
-        .Bind(txn_)
-        .Run();
+    return Add("version",
+               db_.Prepare("INSERT INTO version VALUES(?,?,?,?,?,?)")
+                   .Bind(r.model)
+                   .Bind(int64_t{r.version.stage})
+                   .Bind(r.version.step)
+                   .Bind(r.content_hash)
+                   .Bind(r.manifest)
+                   .Bind(txn_));
   }
   absl::Status Write(const StepRow& r) {
-    return db_.Prepare("INSERT INTO step VALUES(?,?,?,?,?,?,?,?)")
-        .Bind(int64_t{r.stage})
-        .Bind(r.step)
-        .Bind(r.batch_sha256)
-        .Bind(r.weight_hash)
-        .Bind(int64_t{r.skipped ? 1 : 0})
-        .Bind(r.generation.value)
-        .Bind(MetricsText(r.metrics))
-        .Bind(txn_)
-        .Run();
+    return Add("step",
+               db_.Prepare("INSERT INTO step VALUES(?,?,?,?,?,?,?,?)")
+                   .Bind(int64_t{r.stage})
+                   .Bind(r.step)
+                   .Bind(r.batch_sha256)
+                   .Bind(r.weight_hash)
+                   .Bind(int64_t{r.skipped ? 1 : 0})
+                   .Bind(r.generation.value)
+                   .Bind(MetricsText(r.metrics))
+                   .Bind(txn_));
   }
   absl::Status Write(const CheckpointRow& r) {
-    return db_.Prepare("INSERT INTO ckpt VALUES(?,?,?,?,?,?,?,?)")
-        .Bind(int64_t{r.stage})
-        .Bind(r.step)
-        .Bind(r.directory)
-        .Bind(r.manifest_sha256)
-        .Bind(r.weight_hash)
-        .Bind(r.state_sha256)
-        .Bind(r.generation.value)
-        .Bind(txn_)
-        .Run();
+    return Replace("ckpt", absl::StrCat("ckpt ", r.stage, " ", r.step),
+                   db_.Prepare("INSERT INTO ckpt VALUES(?,?,?,?,?,?,?,?)")
+                       .Bind(int64_t{r.stage})
+                       .Bind(r.step)
+                       .Bind(r.directory)
+                       .Bind(r.manifest_sha256)
+                       .Bind(r.weight_hash)
+                       .Bind(r.state_sha256)
+                       .Bind(r.generation.value)
+                       .Bind(txn_));
   }
   absl::Status Write(const CheckpointRemovedRow& r) {
+    if (auto part = digest_.parts.extract(
+            absl::StrCat("ckpt ", r.stage, " ", r.step));
+        !part.empty()) {
+      digest_.sum -= part.mapped();
+    }
     return db_.Prepare("DELETE FROM ckpt WHERE stage = ? AND step = ?")
         .Bind(int64_t{r.stage})
         .Bind(r.step)
         .Run();
   }
   absl::Status Write(const StageRow& r) {
-    return db_.Prepare("INSERT OR REPLACE INTO stage VALUES(?,?,?,?)")
-        .Bind(int64_t{r.stage})
-        .Bind(r.state)
-        .Bind(r.total_steps)
-        .Bind(MetricsText(r.metrics))
-        .Run();
+    return Replace("stage", absl::StrCat("stage ", r.stage),
+                   db_.Prepare("INSERT OR REPLACE INTO stage VALUES(?,?,?,?)")
+                       .Bind(int64_t{r.stage})
+                       .Bind(r.state)
+                       .Bind(r.total_steps)
+                       .Bind(MetricsText(r.metrics)));
   }
   absl::Status Write(const EventRow& r) {
-    return db_.Prepare("INSERT INTO event VALUES(?,?,?,?,?)")
-        .Bind(r.number)
-        .Bind(r.wall_time_s)
-        .Bind(r.kind)
-        .Bind(r.text)
-        .Bind(txn_)
-        .Run();
+    return Add("event",
+               db_.Prepare("INSERT INTO event VALUES(?,?,?,?,?)")
+                   .Bind(r.number)
+                   .Bind(r.wall_time_s)
+                   .Bind(r.kind)
+                   .Bind(r.text)
+                   .Bind(txn_));
   }
   absl::Status Write(const ControlRow& r) {
-    return db_.Prepare("INSERT INTO control VALUES(?,?,?)")
-        .Bind(r.number)
-        .Bind(r.command)
-        .Bind(r.effective_step)
-        .Run();
+    return Add("control",
+               db_.Prepare("INSERT INTO control VALUES(?,?,?)")
+                   .Bind(r.number)
+                   .Bind(r.command)
+                   .Bind(r.effective_step));
   }
 
   SqliteDb db_;
   Epoch epoch_;
+  Generation generation_;
+  Digest digest_;
   std::string run_id_;
   int64_t txn_ = 0;  // of the last transaction, or of the one in progress
 };

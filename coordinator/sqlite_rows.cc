@@ -1,11 +1,13 @@
 #include "coordinator/sqlite_rows.h"
 
 #include <limits>
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "lib/base/hash.h"
 #include "nlohmann/json.hpp"
 
 namespace cox {
@@ -65,8 +67,10 @@ absl::Status SqliteError(int rc, const char* what) {
 }
 
 // Calls `read` for every row of `sql`.
+// Adds the rows of `table` to `sum`; `sql` names all its columns in order.
 template <typename Read>
-absl::Status ForEach(SqliteDb& db, const std::string& sql, Read read) {
+absl::Status ForEach(SqliteDb& db, uint64_t& sum, std::string_view table,
+                     const std::string& sql, Read read) {
   SqliteQuery query = db.Prepare(sql);
   while (true) {
     COX_ASSIGN_OR_RETURN(bool row, query.Step());
@@ -74,12 +78,13 @@ absl::Status ForEach(SqliteDb& db, const std::string& sql, Read read) {
       return absl::OkStatus();
     }
     COX_RETURN_IF_ERROR(read(query));
+    sum += query.HashOfRow(table);
   }
 }
 
 absl::Status LoadUnits(SqliteDb& db, LedgerRecord& record) {
   COX_RETURN_IF_ERROR(ForEach(
-      db,
+      db, record.sum_of_rows, "unit",
       "SELECT stage,step,idx,version_step,policy_hash,sha256,segment,offset,"
       "length,txn FROM unit ORDER BY stage,step,idx",
       [&](SqliteQuery& q) {
@@ -94,7 +99,7 @@ absl::Status LoadUnits(SqliteDb& db, LedgerRecord& record) {
         return absl::OkStatus();
       }));
   return ForEach(
-      db,
+      db, record.sum_of_rows, "batch",
       "SELECT stage,step,units,dropped,txn FROM batch ORDER BY stage,step",
       [&](SqliteQuery& q) -> absl::Status {
         BatchRow row{q.Int32(0), q.Int(1), {}, {}};
@@ -108,7 +113,7 @@ absl::Status LoadUnits(SqliteDb& db, LedgerRecord& record) {
 
 absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
   COX_RETURN_IF_ERROR(ForEach(
-      db,
+      db, record.sum_of_rows, "version",
       "SELECT model,stage,step,content_hash,manifest,txn FROM version "
       "ORDER BY model,stage,step",
       [&](SqliteQuery& q) {
@@ -118,7 +123,7 @@ absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
         return absl::OkStatus();
       }));
   COX_RETURN_IF_ERROR(ForEach(
-      db,
+      db, record.sum_of_rows, "step",
       "SELECT stage,step,batch_sha256,weight_hash,skipped,generation,"
       "metrics,txn FROM step ORDER BY stage,step",
       [&](SqliteQuery& q) -> absl::Status {
@@ -130,7 +135,7 @@ absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
         return absl::OkStatus();
       }));
   return ForEach(
-      db,
+      db, record.sum_of_rows, "ckpt",
       "SELECT stage,step,directory,manifest_sha256,weight_hash,"
       "state_sha256,generation,txn FROM ckpt ORDER BY stage,step",
       [&](SqliteQuery& q) {
@@ -145,12 +150,14 @@ absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
 absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
   LedgerState& state = record.state;
   COX_RETURN_IF_ERROR(ForEach(
-      db, "SELECT key,value FROM meta ORDER BY key", [&](SqliteQuery& q) {
+      db, record.sum_of_rows, "meta",
+      "SELECT key,value FROM meta ORDER BY key", [&](SqliteQuery& q) {
         state.meta[q.Text(0)] = q.Text(1);
         return absl::OkStatus();
       }));
   COX_RETURN_IF_ERROR(ForEach(
-      db, "SELECT stage,state,total_steps,metrics FROM stage ORDER BY stage",
+      db, record.sum_of_rows, "stage",
+      "SELECT stage,state,total_steps,metrics FROM stage ORDER BY stage",
       [&](SqliteQuery& q) -> absl::Status {
         StageRow row{q.Int32(0), q.Text(1), q.Int(2), {}};
         COX_ASSIGN_OR_RETURN(row.metrics, ParseMetrics(q.Text(3)));
@@ -158,21 +165,113 @@ absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
         return absl::OkStatus();
       }));
   COX_RETURN_IF_ERROR(ForEach(
-      db, "SELECT number,wall_time_s,kind,text,txn FROM event ORDER BY number",
+      db, record.sum_of_rows, "event",
+      "SELECT number,wall_time_s,kind,text,txn FROM event ORDER BY number",
       [&](SqliteQuery& q) {
         state.events.push_back({q.Int(0), q.Real(1), q.Text(2), q.Text(3)});
         record.event_txn.push_back(q.Int(4));
         return absl::OkStatus();
       }));
   return ForEach(
-      db, "SELECT number,command,effective_step FROM control ORDER BY number",
+      db, record.sum_of_rows, "control",
+      "SELECT number,command,effective_step FROM control ORDER BY number",
       [&](SqliteQuery& q) {
         state.controls.push_back({q.Int(0), q.Text(1), q.Int(2)});
         return absl::OkStatus();
       });
 }
 
+// A ledger of a build without digests has none.
+absl::Status ReadDigest(SqliteDb& db, LedgerRecord& record) {
+  COX_ASSIGN_OR_RETURN(
+      const int64_t tables,
+      db.Scalar("SELECT COUNT(*) FROM sqlite_master WHERE name='digest'"));
+  if (tables == 0) {
+    return absl::OkStatus();
+  }
+  SqliteQuery query = db.Prepare("SELECT value FROM digest");
+  COX_ASSIGN_OR_RETURN(const bool known, query.Step());
+  record.digest_ok =
+      !known || static_cast<uint64_t>(query.Int(0)) ==
+                    LedgerDigest(record.sum_of_rows, record.epoch,
+                                 record.state.generation);
+  return absl::OkStatus();
+}
+
+void AppendInt(std::string& to, int64_t value) {
+  to += 'i';
+  to.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+void AppendReal(std::string& to, double value) {
+  to += 'r';
+  to.append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+void AppendText(std::string& to, std::string_view value) {
+  to += 't';
+  const uint64_t size = value.size();
+  to.append(reinterpret_cast<const char*>(&size), sizeof(size));
+  to.append(value);
+}
+
+uint64_t HashOf(std::string_view table, std::string& canonical) {
+  canonical.append(table);
+  const std::string hash = Xxh3_128(canonical);
+  uint64_t value = 0;
+  std::memcpy(&value, hash.data(), sizeof(value));
+  return value;
+}
+
 }  // namespace
+
+uint64_t LedgerDigest(uint64_t sum_of_rows, Epoch epoch,
+                      Generation generation) {
+  std::string fence;
+  AppendInt(fence, epoch.value);
+  AppendInt(fence, generation.value);
+  return sum_of_rows + HashOf("fence", fence);
+}
+
+SqliteQuery& SqliteQuery::Bind(int64_t value) {
+  sqlite3_bind_int64(statement_, ++bound_, value);
+  AppendInt(canonical_, value);
+  return *this;
+}
+
+SqliteQuery& SqliteQuery::Bind(double value) {
+  sqlite3_bind_double(statement_, ++bound_, value);
+  AppendReal(canonical_, value);
+  return *this;
+}
+
+SqliteQuery& SqliteQuery::Bind(const std::string& value) {
+  sqlite3_bind_text64(statement_, ++bound_, value.data(), value.size(),
+                      SQLITE_TRANSIENT, SQLITE_UTF8);
+  AppendText(canonical_, value);
+  return *this;
+}
+
+uint64_t SqliteQuery::HashOfBound(std::string_view table) {
+  return HashOf(table, canonical_);
+}
+
+uint64_t SqliteQuery::HashOfRow(std::string_view table) {
+  canonical_.clear();
+  const int columns = sqlite3_column_count(statement_);
+  for (int i = 0; i < columns; ++i) {
+    switch (sqlite3_column_type(statement_, i)) {
+      case SQLITE_INTEGER:
+        AppendInt(canonical_, Int(i));
+        break;
+      case SQLITE_FLOAT:
+        AppendReal(canonical_, Real(i));
+        break;
+      default:
+        AppendText(canonical_, Text(i));
+        break;
+    }
+  }
+  return HashOf(table, canonical_);
+}
 
 absl::StatusOr<bool> SqliteQuery::Step() {
   COX_RETURN_IF_ERROR(prepared_);
@@ -281,12 +380,14 @@ absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db) {
   COX_RETURN_IF_ERROR(LoadSteps(db, record));
   COX_RETURN_IF_ERROR(LoadRest(db, record));
   COX_RETURN_IF_ERROR(ForEach(
-      db, "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",
+      db, record.sum_of_rows, "txn",
+      "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",
       [&](SqliteQuery& q) {
         record.transactions.push_back(
             {q.Int(0), {q.Int(1)}, {q.Int(2)}, q.Text(3)});
         return absl::OkStatus();
       }));
+  COX_RETURN_IF_ERROR(ReadDigest(db, record));
   return record;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -32,22 +33,16 @@ class SqliteQuery {
   SqliteQuery(const SqliteQuery&) = delete;
   SqliteQuery& operator=(const SqliteQuery&) = delete;
 
-  SqliteQuery& Bind(int64_t value) {
-    sqlite3_bind_int64(statement_, ++bound_, value);
-    return *this;
-  }
-  SqliteQuery& Bind(double value) {
-    sqlite3_bind_double(statement_, ++bound_, value);
-    return *this;
-  }
-  SqliteQuery& Bind(const std::string& value) {
-    sqlite3_bind_text64(statement_, ++bound_, value.data(), value.size(),
-                        SQLITE_TRANSIENT, SQLITE_UTF8);
-    return *this;
-  }
+  SqliteQuery& Bind(int64_t value);
+  SqliteQuery& Bind(double value);
+  SqliteQuery& Bind(const std::string& value);
   // True = a row is there.
   absl::StatusOr<bool> Step();
   absl::Status Run() { return Step().status(); }
+  // The row of `table` that was bound, or that Step() stands on: columns in
+  // the table's order. Equal for equal rows.
+  uint64_t HashOfBound(std::string_view table);
+  uint64_t HashOfRow(std::string_view table);
   int64_t Int(int column) { return sqlite3_column_int64(statement_, column); }
   int32_t Int32(int column) { return static_cast<int32_t>(Int(column)); }
   double Real(int column) { return sqlite3_column_double(statement_, column); }
@@ -58,6 +53,7 @@ class SqliteQuery {
   sqlite3_stmt* const statement_;
   const absl::Status prepared_;
   int bound_ = 0;
+  std::string canonical_;  // of the bound values
 };
 
 // An open database and its prepared statements. Thread-compatible.
@@ -91,6 +87,12 @@ std::string UnitsText(const std::vector<UnitId>& units);
 // Every row of an open ledger, in one transaction of the caller's when other
 // processes write. DATA_LOSS: a column is damaged.
 absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db);
+
+// The digest of a whole ledger: the hashes of all rows added up, and the fence.
+// It stands in a table of its own, so that a flipped bit anywhere in the file
+// is noticed when the rows are read.
+uint64_t LedgerDigest(uint64_t sum_of_rows, Epoch epoch,
+                      Generation generation);
 
 // The version of the tables (PRAGMA user_version) that this build writes.
 inline constexpr int64_t kLedgerFormat = 1;

@@ -96,6 +96,43 @@ TEST_P(LedgerContract, ATransactionIsAllOrNothing) {
   EXPECT_EQ(state.units[0].sha256, "first");
 }
 
+TEST_P(LedgerContract, RowsOfOneTransactionMayNotCollideEither) {
+  auto ledger = Open();
+  EXPECT_THAT(ledger->Commit({MakeUnit(1, 0, "a"), MakeUnit(1, 1, "b"),
+                              MakeUnit(1, 0, "c")}),
+              StatusIs(absl::StatusCode::kAlreadyExists));
+  ASSERT_OK(ledger->Commit({StageRow{0, "running", 1, {}},
+                            StageRow{0, "done", 1, {}}}));
+  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
+  EXPECT_TRUE(state.units.empty());
+  EXPECT_EQ(state.stages.at(0).state, "done");
+}
+
+TEST_P(LedgerContract, ARemovedCheckpointMayBeWrittenAgain) {
+  auto ledger = Open();
+  const CheckpointRow row{0, 1, "/c", "m", "w", "s", Generation{1}};
+  ASSERT_OK(ledger->Commit({row}));
+  ASSERT_OK(ledger->Commit({CheckpointRemovedRow{0, 1}}));
+  ASSERT_OK(ledger->Commit({CheckpointRemovedRow{0, 9}}));  // never was there
+  ASSERT_OK(ledger->Commit({row}));
+  ASSERT_OK_AND_ASSIGN(LedgerState state, Open()->Load());
+  EXPECT_EQ(state.checkpoints.at(0), row);
+}
+
+TEST_P(LedgerContract, AFailedTransactionChangesNothingThatComesLater) {
+  auto ledger = Open();
+  ASSERT_OK(ledger->Commit({MakeUnit(1, 0, "first"), MetaRow{"k", "a"}}));
+  EXPECT_THAT(ledger->Commit({GenerationRow{Generation{7}}, MetaRow{"k", "b"},
+                              MakeUnit(1, 0, "again")}),
+              StatusIs(absl::StatusCode::kAlreadyExists));
+  ASSERT_OK(ledger->Commit({MakeUnit(1, 1, "second")}));
+  ledger = Open();
+  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
+  EXPECT_EQ(state.generation.value, 0);
+  EXPECT_EQ(state.meta.at("k"), "a");
+  EXPECT_EQ(state.units.size(), 2u);
+}
+
 TEST_P(LedgerContract, StageAndMetaRowsReplaceAndCheckpointsGo) {
   auto ledger = Open();
   ASSERT_OK(ledger->Commit(
