@@ -60,7 +60,8 @@ double Shortest(double value) {
 class Keys {
  public:
   Keys(const GgufHeader& header, std::string_view architecture)
-      : header_(header), prefix_(absl::StrCat(std::string(architecture), ".")) {}
+      : header_(header),
+        prefix_(absl::StrCat(std::string(architecture), ".")) {}
   const absl::Status& status() const { return status_; }
 
   std::optional<int64_t> Find(const std::string& key) {

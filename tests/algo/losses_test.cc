@@ -230,6 +230,17 @@ TEST(RmLossTest, EqualScoresCountAsWrong) {
   EXPECT_EQ(r.accuracy, 0);
 }
 
+TEST(RmLossTest, MarginIsTakenFromTheDifference) {
+  const Doubles scores = {1.5, .5};
+  const std::vector<int64_t> ranks = {1, 2};
+  const std::vector<int64_t> sizes = {2};
+  // −log σ(1 − .25) + .1·(1.5 + .5)².
+  ASSERT_OK_AND_ASSIGN(
+      const auto r, RmPairwiseLoss<double>(scores, ranks, sizes,
+                                           {.margin = .25, .center = .1}));
+  EXPECT_NEAR(r.loss, std::log1p(std::exp(-.75)) + .4, kExact);
+}
+
 TEST(RmLossTest, GradientIsTheDerivativeWithMarginAndCentring) {
   const std::vector<int64_t> ranks = {2, 1, 2, 3};
   const std::vector<int64_t> sizes = {2, 2};

@@ -57,7 +57,7 @@ TEST(ReadChatTemplateTest, TakesTheFormsThatFoldersUse) {
   ASSERT_OK_AND_ASSIGN(
       const auto plain,
       ReadChatTemplate(R"({"chat_template": "t", "bos_token": null,
-                           "eos_token": {"content": "</s>", "lstrip": false}})"));
+          "eos_token": {"content": "</s>", "lstrip": false}})"));
   ASSERT_TRUE(plain.has_value());
   EXPECT_EQ(plain->template_text, "t");
   EXPECT_EQ(plain->bos_token, "");

@@ -196,7 +196,8 @@ TEST(ParityTest, GradientsAreThoseOfTheRowsAddedUp) {
         gradient({{0, 1, 2, 3, 4, 5, 6, 7, 8}});
     const std::vector<float> alone =
         gradient({{8}, {3}, {0}, {1}, {2}, {7}, {5}, {6}, {4}});
-    const std::vector<float> mixed = gradient({{4, 1, 8}, {0, 2}, {7, 6, 5, 3}});
+    const std::vector<float> mixed =
+        gradient({{4, 1, 8}, {0, 2}, {7, 6, 5, 3}});
     double scale = 0;
     for (const float x : whole) scale = std::max(scale, std::abs(double{x}));
     EXPECT_GT(scale, 0.1);
