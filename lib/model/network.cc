@@ -4,37 +4,16 @@
 
 #include "ATen/ops/cat.h"
 #include "ATen/ops/embedding.h"
-#include "ATen/ops/gelu.h"
 #include "ATen/ops/layer_norm.h"
-#include "ATen/ops/rsqrt.h"
 #include "ATen/ops/silu.h"
 #include "ATen/ops/split.h"
 #include "ATen/ops/tensor.h"
 #include "lib/base/status.h"
+#include "lib/model/layers.h"
 #include "lib/model/linear.h"
 #include "lib/model/rotary.h"
 
 namespace cox {
-namespace {
-
-// x / sqrt(mean(x²) + eps), THEN times the weight (docs/algorithms.md §12).
-at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps) {
-  at::Tensor inverse =
-      at::rsqrt(x.pow(2).mean(/*dim=*/{-1}, /*keepdim=*/true).add(eps));
-  return x.mul(inverse).mul(weight);
-}
-
-// rotate_half: (-second half, first half) of each head.
-at::Tensor Rotate(const at::Tensor& x, const at::Tensor& cos,
-                  const at::Tensor& sin) {
-  const int64_t half = x.size(-1) / 2;
-  at::Tensor turned = at::cat(
-      {x.narrow(-1, half, half).neg(), x.narrow(-1, 0, half)}, /*dim=*/-1);
-  return x.mul(cos).add(turned.mul(sin));
-}
-
-}  // namespace
-
 // Hands out the parameters in layout order.
 class Network::Cursor {
  public:
@@ -176,8 +155,8 @@ at::Tensor Network::Mlp(const Block& block, const at::Tensor& x) const {
                  at::silu(Apply(block.gate, x)).mul(Apply(block.up, x)));
   }
   // GPT-2: gelu_new; encoder-decoder: the erf form.
-  const char* form = config_.family == ModelFamily::kGpt2 ? "tanh" : "none";
-  return Apply(block.down, at::gelu(Apply(block.up, x), form));
+  return Apply(block.down, Gelu(Apply(block.up, x),
+                                config_.family == ModelFamily::kGpt2));
 }
 
 // Angles in float64, so that long contexts lose nothing before cos and sin.
