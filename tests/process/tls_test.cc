@@ -17,9 +17,8 @@ using cox::testing::TempDir;
 
 TEST(TlsRunTest, SameWeightsAsWithoutAndNobodyElseGetsIn) {
   TempDir dir;
-  // Long enough to be asked about while it runs.
   const std::string file = WriteTableTask(dir.path());
-  const std::string steps = "ppo.steps=60";
+  const std::string steps = "ppo.steps=40";
   const std::string certs = dir.Join("certs");
   const std::string foreign = dir.Join("foreign");
   // The run's name stands in the certificates.
@@ -42,12 +41,16 @@ TEST(TlsRunTest, SameWeightsAsWithoutAndNobodyElseGetsIn) {
            FindProcess(run, "learner-0") != 0 &&
            CommittedSteps(run).size() >= 2;
   }));
+  // Held, so that it does not end while it is asked about.
+  const std::string own = JoinPath(certs, "operator");
+  const RunResult pause = Cox({"pause", run, "--tls", own}, dir.path());
+  ASSERT_EQ(pause.exit_code, 0) << pause.output;
   const auto status = [&](const std::string& tls) {
     std::vector<std::string> arguments = {"status", run};
     if (!tls.empty()) arguments.insert(arguments.end(), {"--tls", tls});
     return Cox(arguments, dir.path()).exit_code;
   };
-  EXPECT_EQ(status(JoinPath(certs, "operator")), 0);
+  EXPECT_EQ(status(own), 0);
   EXPECT_EQ(status(JoinPath(certs, "viewer")), 0);
   EXPECT_NE(status(""), 0);
   EXPECT_NE(status(JoinPath(foreign, "operator")), 0);
@@ -57,6 +60,8 @@ TEST(TlsRunTest, SameWeightsAsWithoutAndNobodyElseGetsIn) {
   EXPECT_THAT(stop.output, HasSubstr("may not call ControlService.Stop"));
   const RunResult renewed = Cox({"certs", "renew", certs}, dir.path());
   EXPECT_EQ(renewed.exit_code, 0) << renewed.output;
+  const RunResult resume = Cox({"resume", run, "--tls", own}, dir.path());
+  ASSERT_EQ(resume.exit_code, 0) << resume.output;
   const RunResult end = running.Wait();
   EXPECT_EQ(end.exit_code, 0) << end.output;
   EXPECT_THAT(CommittedSteps(run), Not(IsEmpty()));
