@@ -79,31 +79,8 @@ void LearnerProcess::Join() {
 }
 
 void LearnerProcess::NextAssignment(int64_t serial) {
-  Call<AssignmentData>(
-      kPoll,
-      [serial](CoordinatorProcess& coordinator, const CoreCaller& caller,
-               ReplyTo<AssignmentData> reply) {
-        coordinator.Poll<AssignmentData>(
-            kPoll, AssignmentData(),
-            [caller, serial](CoordinatorCore& core)
-                -> absl::StatusOr<std::optional<AssignmentData>> {
-              COX_ASSIGN_OR_RETURN(AssignmentData a,
-                                   core.GetAssignment(caller));
-              return a.serial != serial
-                         ? std::optional<AssignmentData>(std::move(a))
-                         : std::nullopt;
-            },
-            std::move(reply));
-      },
-      [this, serial](const absl::StatusOr<AssignmentData>& a) {
-        if (!a.ok()) {
-          return OnFatal(a.status());
-        }
-        if (a->serial == 0) {
-          return NextAssignment(serial);
-        }
-        OnAssignment(*a);
-      });
+  AwaitAssignment(kPoll, serial,
+                  [this](const AssignmentData& a) { OnAssignment(a); });
 }
 
 void LearnerProcess::OnAssignment(const AssignmentData& assignment) {

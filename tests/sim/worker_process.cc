@@ -131,6 +131,37 @@ void WorkerProcess::Report() {
       [](const absl::StatusOr<bool>&) {});
 }
 
+void WorkerProcess::AwaitAssignment(
+    Ns poll, int64_t serial,
+    std::function<void(const AssignmentData&)> then) {
+  Call<AssignmentData>(
+      poll,
+      [poll, serial](CoordinatorProcess& coordinator, const CoreCaller& caller,
+                     ReplyTo<AssignmentData> reply) {
+        coordinator.Poll<AssignmentData>(
+            poll, AssignmentData(),
+            [caller, serial](CoordinatorCore& core)
+                -> absl::StatusOr<std::optional<AssignmentData>> {
+              COX_ASSIGN_OR_RETURN(AssignmentData a,
+                                   core.GetAssignment(caller));
+              return a.serial != serial
+                         ? std::optional<AssignmentData>(std::move(a))
+                         : std::nullopt;
+            },
+            std::move(reply));
+      },
+      [this, poll, serial, then](const absl::StatusOr<AssignmentData>& a) {
+        if (!a.ok()) {
+          return OnFatal(a.status());
+        }
+        // The poll's time is over.
+        if (a->serial == 0) {
+          return AwaitAssignment(poll, serial, then);
+        }
+        then(*a);
+      });
+}
+
 void WorkerProcess::Fetch(const SourceData& source,
                           std::function<void(bool)> done) {
   // Verified against the hash at the receiver, so it is all or nothing.
@@ -172,33 +203,11 @@ void ActorProcess::OnKilled() {
 }
 
 void ActorProcess::AssignmentLoop(int64_t serial) {
-  Call<AssignmentData>(
-      5 * kSecond,
-      [serial](CoordinatorProcess& coordinator, const CoreCaller& caller,
-               ReplyTo<AssignmentData> reply) {
-        coordinator.Poll<AssignmentData>(
-            5 * kSecond, AssignmentData(),
-            [caller, serial](CoordinatorCore& core)
-                -> absl::StatusOr<std::optional<AssignmentData>> {
-              COX_ASSIGN_OR_RETURN(AssignmentData a,
-                                   core.GetAssignment(caller));
-              return a.serial != serial
-                         ? std::optional<AssignmentData>(std::move(a))
-                         : std::nullopt;
-            },
-            std::move(reply));
-      },
-      [this, serial](const absl::StatusOr<AssignmentData>& a) {
-        if (!a.ok()) {
-          return OnFatal(a.status());
-        }
-        if (a->serial == 0) {
-          return AssignmentLoop(serial);
-        }
-        core_->SetServing(a->kind == AssignmentKind::kServe);
-        AssignmentLoop(a->serial);
-        Step();
-      });
+  AwaitAssignment(5 * kSecond, serial, [this](const AssignmentData& a) {
+    core_->SetServing(a.kind == AssignmentKind::kServe);
+    AssignmentLoop(a.serial);
+    Step();
+  });
 }
 
 void ActorProcess::Step() {
@@ -466,31 +475,9 @@ void RewardProcess::OnStart() {
 }
 
 void RewardProcess::AssignmentLoop(int64_t serial) {
-  Call<AssignmentData>(
-      5 * kSecond,
-      [serial](CoordinatorProcess& coordinator, const CoreCaller& caller,
-               ReplyTo<AssignmentData> reply) {
-        coordinator.Poll<AssignmentData>(
-            5 * kSecond, AssignmentData(),
-            [caller, serial](CoordinatorCore& core)
-                -> absl::StatusOr<std::optional<AssignmentData>> {
-              COX_ASSIGN_OR_RETURN(AssignmentData a,
-                                   core.GetAssignment(caller));
-              return a.serial != serial
-                         ? std::optional<AssignmentData>(std::move(a))
-                         : std::nullopt;
-            },
-            std::move(reply));
-      },
-      [this, serial](const absl::StatusOr<AssignmentData>& a) {
-        if (!a.ok()) {
-          return OnFatal(a.status());
-        }
-        if (a->serial == 0) {
-          return AssignmentLoop(serial);
-        }
-        Hold(a->models, a->serial);
-      });
+  AwaitAssignment(5 * kSecond, serial, [this](const AssignmentData& a) {
+    Hold(a.models, a.serial);
+  });
 }
 
 void RewardProcess::Hold(std::vector<SourceData> models, int64_t serial) {

@@ -50,6 +50,10 @@ class WorkerProcess : public Process {
   void Connect(std::function<void()> then);
   // The run has nothing for this process any more.
   virtual void OnFatal(const absl::Status& status);
+  // The next assignment whose serial differs from `serial`; each poll waits for
+  // at most `poll`.
+  void AwaitAssignment(Ns poll, int64_t serial,
+                       std::function<void(const AssignmentData&)> then);
   // Fetches `hash` from the first source that serves it.
   void Fetch(const SourceData& source, std::function<void(bool)> done);
   void Report();
