@@ -21,7 +21,8 @@ class ControlServiceImpl final
   grpc::ServerUnaryReactor* Stop(grpc::CallbackServerContext* context,
                                  const cox::v1::StopRequest* request,
                                  cox::v1::ControlResponse* response) override;
-  // UNIMPLEMENTED: the number of processes belongs to whoever starts them.
+  // Records how many replicas are wanted of actors or reward; whoever starts the
+  // processes (`cox run`) brings the run there.
   grpc::ServerUnaryReactor* Scale(grpc::CallbackServerContext* context,
                                   const cox::v1::ScaleRequest* request,
                                   cox::v1::ControlResponse* response) override;
