@@ -6,6 +6,8 @@
 #include "lib/base/failpoint.h"
 #include "lib/base/log.h"
 #include "lib/engine/canary.h"
+#include "lib/metrics/trace_recorder.h"
+#include "lib/rpc/engine_settings.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/weight_fetcher.h"
 
@@ -15,7 +17,6 @@ namespace {
 namespace v1 = cox::v1;
 
 constexpr absl::Duration kAssignmentPoll = absl::Seconds(5);
-constexpr absl::Duration kDrainGrace = absl::Seconds(2);
 // Between a unit that was given back and the next lease: the same unit may
 // come again at once.
 constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
@@ -141,12 +142,14 @@ absl::Status Actor::Start() {
                                    .pages = {}}));
   COX_ASSIGN_OR_RETURN(v1::RegisterResponse run, client_.Register());
   COX_ASSIGN_OR_RETURN(PolicyEngineSet engine,
-                       options_.setup_engine(run.config().roles().threads(),
-                                             run.config().roles().device()));
+                       options_.setup_engine(EngineOptionsOf(run.config())));
   engine_ = std::move(engine.engine);
-  // On other devices matrices are multiplied with fewer bits.
-  canary_bound_ = run.config().roles().device() == "cpu" ? kCanaryBound
-                                                         : 200 * kCanaryBound;
+  TraceRecorder::Process().Enable(run.config().log().trace(),
+                                  client_.caller().run_id);
+  // Otherwise matrices are multiplied with fewer bits.
+  const bool exact = run.config().roles().device() == "cpu" &&
+                     run.config().numerics().dtype() == "fp32";
+  canary_bound_ = exact ? kCanaryBound : 200 * kCanaryBound;
   if (!engine.numerics_class.empty()) {
     client_.set_numerics_class(engine.numerics_class);
     COX_ASSIGN_OR_RETURN(run, client_.Register());
@@ -227,8 +230,10 @@ absl::Status Actor::Work() {
 absl::Status Actor::LeaseUnits(int max_units) {
   heartbeater_->SetState("waiting for a unit", "coordinator");
   const MonoTime sent = Clock::Real().Now();
+  const int64_t asked_ns = UnixNanos();
   COX_ASSIGN_OR_RETURN(v1::LeaseUnitsResponse response,
                        client_.LeaseUnits(max_units, lease_wait_));
+  const int64_t leased_ns = UnixNanos();
   std::vector<GrantedUnit> granted;
   for (const v1::LeasedUnit& unit : response.units()) {
     COX_ASSIGN_OR_RETURN(const UnitWork work, ReadUnit(unit));
@@ -238,6 +243,8 @@ absl::Status Actor::LeaseUnits(int max_units) {
     granted.push_back({.unit = work.unit,
                        .lease = absl::Milliseconds(unit.lease_ms()),
                        .policy_hash = work.policy_hash});
+    RecordSpan("lease", UnitTrace(work.unit), work.unit.ToString(), asked_ns,
+               leased_ns);
   }
   MutexLock lock(&mutex_);
   const std::vector<LocalLease> leases = core_.OnLeased(sent, granted);
@@ -279,6 +286,9 @@ absl::Status Actor::LoadWeights(const VersionSource& source) {
     heartbeater_->SetState(
         absl::StrCat("fetching policy ", source.version.ToString()),
         source.addresses.empty() ? "nobody" : source.addresses.front());
+    const TraceScope scope(
+        "broadcast", StepTrace(source.version.stage, source.version.step),
+        source.version.ToString());
     FetchOptions fetch;
     fetch.caller = client_.caller();
     // A new lease names new sources; nothing was generated yet.
@@ -362,6 +372,8 @@ absl::Status Actor::Generate(LocalLease lease) {
     core_.OnGenerating(lease);
   }
   COX_ASSIGN_OR_RETURN(unit.work, ReadUnit(unit.source));
+  const TraceScope scope("generate", UnitTrace(unit.work.unit),
+                         unit.work.unit.ToString());
   heartbeater_->SetState(
       absl::StrCat("generating ", unit.work.unit.ToString()));
   COX_ASSIGN_OR_RETURN(
@@ -406,7 +418,7 @@ void Actor::ScoreLoop() {
       core_.OnFinished(unit.lease);
       ++changes_;
       changed_.NotifyAll();
-    } else if (IsPassing(status)) {
+    } else if (IsPassing(status) || unit.refused) {
       GiveBack(unit.lease, unit.work.unit, status);
     } else {
       Fail(Annotate(status, "unit " + unit.work.unit.ToString()));
@@ -437,12 +449,16 @@ absl::Status Actor::ScoreAndSubmit(Finished* unit) {
   const LocalLease lease = unit->lease;
   if (GiveUp(lease)) return absl::CancelledError("the lease is over");
   ScoringWork work;
-  COX_RETURN_IF_ERROR(DescribeForScoring(unit, &work));
+  const absl::Status described = DescribeForScoring(unit, &work);
+  unit->refused = absl::IsInvalidArgument(described);
+  COX_RETURN_IF_ERROR(described);
   // Without a plan nothing is asked for. A plan without addresses is another
   // thing: its replicas are away.
   if (unit->source.has_score()) {
     v1::ScorePlan plan = unit->source.score();
     UseNewestReplicas(&plan);
+    const TraceScope scope("score", UnitTrace(unit->work.unit),
+                           unit->work.unit.ToString());
     COX_RETURN_IF_ERROR(rewards_->ScoreUnit(
         plan, work, [this, lease] { return GiveUp(lease); }));
   }
@@ -453,8 +469,12 @@ absl::Status Actor::ScoreAndSubmit(Finished* unit) {
   COX_ASSIGN_OR_RETURN(submit.payload, SerializeUnit(unit->trajectories));
   if (GiveUp(lease)) return absl::CancelledError("the lease is over");
   HitFailpoint("actor.scored");
+  const TraceScope scope("submit", UnitTrace(unit->work.unit),
+                         unit->work.unit.ToString());
   // Duplicate and already consumed are fine: somebody was faster.
-  return client_.SubmitUnit(submit).status();
+  const absl::Status submitted = client_.SubmitUnit(submit).status();
+  unit->refused = absl::IsInvalidArgument(submitted);
+  return submitted;
 }
 
 void Actor::UseNewestReplicas(v1::ScorePlan* plan) const {
@@ -485,7 +505,8 @@ void Actor::GiveBack(LocalLease lease, const UnitId& unit,
              {{"unit", unit.ToString()}, {"why", why.ToString()}});
   if (Holds(lease)) {
     // If it does not arrive, the lease expires by itself.
-    const absl::Status told = client_.ReturnUnits({unit});
+    const absl::Status told = client_.ReturnUnits(
+        {unit}, IsPassing(why) ? "" : std::string(why.message()));
     if (!told.ok()) LogWarning("ReturnUnits", {{"error", told.ToString()}});
   }
   MutexLock lock(&mutex_);
@@ -545,51 +566,6 @@ void Actor::AssignmentLoop() {
     ++changes_;
     changed_.NotifyAll();
   }
-}
-
-void Actor::Leave() {
-  {
-    MutexLock lock(&mutex_);
-    if (!stopped_at_.has_value()) stopped_at_ = Clock::Real().Now();
-    closing_ = true;
-    ++changes_;
-    changed_.NotifyAll();
-  }
-  scorer_.Join();  // submits what is generated, within options_.flush
-  stop_.Notify();
-  client_.StopWaiting();
-  renewer_.Join();
-  assignment_.Join();
-  heartbeater_.reset();
-  std::vector<UnitId> left;
-  {
-    MutexLock lock(&mutex_);
-    left = core_.Units();
-  }
-  absl::Status told;
-  if (!left.empty()) told = client_.ReturnUnits(left);
-  if (engine_ != nullptr && told.ok()) told = client_.Drain("leaving");
-  if (!told.ok()) {
-    LogInfo("coordinator was not told", {{"error", told.ToString()}});
-  }
-  if (server_ != nullptr) server_->Shutdown(kDrainGrace);
-  http_.reset();
-}
-
-std::string Actor::Metrics() const {
-  std::string text;
-  const auto add = [&text](std::string_view name, uint64_t value) {
-    const std::string n(name);
-    absl::StrAppend(&text, "# TYPE ", n, " counter\n", n, " ", value, "\n");
-  };
-  add("cox_actor_units_submitted_total", units_submitted_);
-  add("cox_actor_units_given_back_total", units_given_back_);
-  add("cox_actor_tokens_generated_total", tokens_generated_);
-  add("cox_actor_weight_swaps_total", swaps_);
-  absl::StrAppend(&text,
-                  "# TYPE cox_resident_bytes gauge\ncox_resident_bytes ",
-                  ResidentBytes(), "\n");
-  return text;
 }
 
 }  // namespace cox

@@ -27,6 +27,7 @@
 #include "lib/base/thread.h"
 #include "lib/data/tokenizer.h"
 #include "lib/engine/engine.h"
+#include "lib/engine/engine_options.h"
 #include "lib/rpc/coordinator_client.h"
 #include "lib/rpc/heartbeater.h"
 #include "lib/rpc/http_server.h"
@@ -51,8 +52,7 @@ struct ActorOptions {
   // Finished units may still be submitted for this long after Stop().
   absl::Duration flush = absl::Seconds(5);
   // Called once in Run()'s thread, when the configuration is known.
-  std::function<absl::StatusOr<PolicyEngineSet>(int threads,
-                                                const std::string& device)>
+  std::function<absl::StatusOr<PolicyEngineSet>(const EngineOptions&)>
       setup_engine;
 };
 
@@ -77,6 +77,9 @@ class Actor {
     cox::v1::LeasedUnit source;
     UnitWork work;
     std::vector<Trajectory> trajectories;
+    // Its result cannot be scored or was refused: the unit's own fault, which
+    // the coordinator counts.
+    bool refused = false;
   };
 
   absl::Status Start();

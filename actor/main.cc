@@ -12,11 +12,7 @@
 namespace cox {
 namespace {
 
-absl::StatusOr<PolicyEngineSet> SetupEngine(int threads,
-                                            const std::string& device) {
-  EngineOptions options;
-  options.device = device;
-  options.threads = threads;
+absl::StatusOr<PolicyEngineSet> SetupEngine(const EngineOptions& options) {
   PolicyEngineSet set;
   COX_ASSIGN_OR_RETURN(set.numerics_class, InitTorch(options));
   COX_ASSIGN_OR_RETURN(set.engine, MakePolicyEngine(options));

@@ -13,6 +13,7 @@
 #include "lib/rpc/channel.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/status_convert.h"
+#include "lib/rpc/trace_metadata.h"
 
 namespace cox {
 namespace {
@@ -85,6 +86,7 @@ absl::Status RewardClient::CallAny(std::string_view method,
     context.set_deadline(
         std::chrono::system_clock::now() +
         absl::ToChronoMicroseconds(LimitOf(method).deadline));
+    AddTraceparent(&context);
     const grpc::Status status = attempt(channel, &context);
     if (status.ok()) return absl::OkStatus();
     last = Annotate(FromGrpc(status),
@@ -181,7 +183,8 @@ absl::Status RewardClient::ScoreUnit(const v1::ScorePlan& plan,
   absl::Status reference;
   Thread other;
   if (!plan.reference_hash().empty()) {
-    other = Thread("reference", [&] {
+    other = Thread("reference", [&, trace = CurrentTrace()] {
+      const TraceAdoption adoption(trace);
       reference = References(plan, work, give_up, &logprobs);
     });
   }

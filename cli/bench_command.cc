@@ -3,7 +3,9 @@
 #include <cstdio>
 #include <string>
 
+#include "cli/bench_broadcast.h"
 #include "cli/bench_ledger.h"
+#include "cli/bench_rpc.h"
 #include "cli/exec_sibling.h"
 #include "lib/base/process.h"
 
@@ -18,8 +20,21 @@ struct Bench {
 };
 
 constexpr Bench kBenches[] = {
+    {"generate", "tokens per second of cached decoding", nullptr, "cox-bench"},
+    {"train", "training steps of one stage in one process", nullptr,
+     "cox-bench"},
+    {"score", "sequences per second through a scalar head", nullptr,
+     "cox-bench"},
+    {"ceilings", "products, memory, loopback of this machine", nullptr,
+     "cox-bench"},
+    {"broadcast", "weights from a publisher to receivers", BenchBroadcast,
+     nullptr},
+    {"collective", "sums, gathers and broadcasts between ranks", nullptr,
+     "cox-bench-collective"},
     {"ledger", "durable submissions per second, acknowledgement, recovery",
      BenchLedger, nullptr},
+    {"rpc", "gRPC messages; a coordinator under simulated actors", BenchRpc,
+     nullptr},
 };
 
 }  // namespace

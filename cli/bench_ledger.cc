@@ -101,6 +101,11 @@ class NoEffects : public EffectHandler {
  public:
   void OnEffect(CoordinatorCore&, const Effect&) override {}
   void OnTick(CoordinatorCore&) override {}
+  absl::StatusOr<std::string> MakePlaceholder(const UnitId&,
+                                              const std::string&,
+                                              int64_t) override {
+    return absl::FailedPreconditionError("no unit fails here");
+  }
 };
 
 // Actors that hand in one unit after the other, each waiting for its answer.

@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "lib/data/dataset.h"
 #include "lib/data/stop_strings.h"
 
 namespace cox {
@@ -57,35 +56,39 @@ void ChatSession::Reset() {
   }
 }
 
-absl::StatusOr<std::vector<int32_t>> ChatSession::Prompt(
+absl::StatusOr<PromptIds> ChatSession::Prompt(
     const std::vector<ChatMessage>& messages) const {
-  if (!model_.chat.has_value()) {
-    Row row;
-    row.prompt = messages.back().content;
-    if (model_.config.DecoderStart().has_value()) {
-      return model_.tokenizer->Encode(row.prompt);
-    }
-    row.instruction = settings_.instruction;
-    return model_.tokenizer->Encode(PromptText(row),
-                                    /*add_special_tokens=*/true);
+  const std::optional<int32_t> start = model_.config.DecoderStart();
+  Row row;
+  row.prompt = messages.back().content;
+  if (model_.chat.has_value()) {
+    ChatTemplateOptions options = *model_.chat;
+    options.add_generation_prompt = true;
+    COX_ASSIGN_OR_RETURN(row.prompt, RenderChat(options, messages));
   }
-  ChatTemplateOptions options = *model_.chat;
-  options.add_generation_prompt = true;
-  COX_ASSIGN_OR_RETURN(const std::string text, RenderChat(options, messages));
-  return model_.tokenizer->Encode(text);
+  // A decoder's template has its own place for an instruction.
+  if (start.has_value() || !model_.chat.has_value()) {
+    row.instruction = settings_.instruction;
+  }
+  return EncodePrompt(row, model_.tokenizer.get(), start,
+                      /*add_special_tokens=*/!model_.chat.has_value());
 }
 
-absl::StatusOr<std::vector<int32_t>> ChatSession::FittingPrompt(
+absl::StatusOr<PromptIds> ChatSession::FittingPrompt(
     std::vector<ChatMessage>* messages, int64_t* dropped) const {
   const int64_t most = model_.config.max_positions - 1;
   for (;;) {
-    COX_ASSIGN_OR_RETURN(std::vector<int32_t> ids, Prompt(*messages));
-    if (!ids.empty() && static_cast<int64_t>(ids.size()) <= most) return ids;
+    COX_ASSIGN_OR_RETURN(PromptIds prompt, Prompt(*messages));
+    const size_t length =
+        std::max(prompt.ids.size(), prompt.instruction_ids.size());
+    if (!prompt.ids.empty() && static_cast<int64_t>(length) <= most) {
+      return prompt;
+    }
     const size_t oldest = messages->front().role == "system" ? 1 : 0;
-    if (ids.empty() || messages->size() < oldest + 3) {
+    if (prompt.ids.empty() || messages->size() < oldest + 3) {
       return absl::InvalidArgumentError(
           absl::StrCat("expected a prompt of 1 to ", most, " tokens, found ",
-                       ids.size()));
+                       length));
     }
     const auto first = messages->begin() + static_cast<int64_t>(oldest);
     messages->erase(first, first + 2);
@@ -93,24 +96,13 @@ absl::StatusOr<std::vector<int32_t>> ChatSession::FittingPrompt(
   }
 }
 
-absl::StatusOr<GenerateRequest> ChatSession::Request(
-    const std::vector<int32_t>& prompt, int64_t count) {
+GenerateRequest ChatSession::Request(const PromptIds& prompt, int64_t count) {
   GenerateRequest request;
-  const std::optional<int32_t> start = model_.config.DecoderStart();
-  std::vector<int32_t> instruction = prompt;
-  std::vector<int32_t> decoder = prompt;
-  if (start.has_value()) {
-    if (settings_.instruction.empty()) {
-      decoder.clear();
-    } else {
-      COX_ASSIGN_OR_RETURN(instruction,
-                           model_.tokenizer->Encode(settings_.instruction));
-    }
-    decoder.insert(decoder.begin(), *start);
-  }
   for (int64_t k = 0; k < count; ++k) {
-    request.prompts.push_back(decoder);
-    if (start.has_value()) request.instructions.push_back(instruction);
+    request.prompts.push_back(prompt.ids);
+    if (!prompt.instruction_ids.empty()) {
+      request.instructions.push_back(prompt.instruction_ids);
+    }
     request.prompt_ids.push_back(turn_);
     request.sample_indices.push_back(static_cast<uint64_t>(k));
   }
@@ -135,9 +127,9 @@ absl::Status ChatSession::Say(std::string_view text, const Emit& emit) {
       has_template() ? history_ : std::vector<ChatMessage>();
   messages.push_back({"user", std::string(text)});
   int64_t dropped = 0;
-  COX_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
+  COX_ASSIGN_OR_RETURN(const PromptIds prompt,
                        FittingPrompt(&messages, &dropped));
-  COX_ASSIGN_OR_RETURN(GenerateRequest request, Request(prompt, /*count=*/1));
+  GenerateRequest request = Request(prompt, /*count=*/1);
   ShownText shown(model_.tokenizer, settings_.stop);
   std::string answer;
   const auto show = [&](const std::string& piece) {
@@ -161,12 +153,10 @@ absl::StatusOr<std::vector<std::string>> ChatSession::Sample(
       has_template() ? history_ : std::vector<ChatMessage>();
   messages.push_back({"user", std::string(text)});
   int64_t dropped = 0;
-  COX_ASSIGN_OR_RETURN(const std::vector<int32_t> prompt,
+  COX_ASSIGN_OR_RETURN(const PromptIds prompt,
                        FittingPrompt(&messages, &dropped));
-  COX_ASSIGN_OR_RETURN(const GenerateRequest request,
-                       Request(prompt, count));
   COX_ASSIGN_OR_RETURN(const GenerateResult result,
-                       model_.engine->Generate(request));
+                       model_.engine->Generate(Request(prompt, count)));
   std::vector<std::string> answers;
   for (const std::vector<int32_t>& tokens : result.tokens) {
     ShownText shown(model_.tokenizer, settings_.stop);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "lib/base/status.h"
+#include "lib/data/batch.h"
 #include "lib/data/tokenizer.h"
 #include "lib/engine/engine.h"
 
@@ -68,12 +69,11 @@ class ChatSession {
   const std::vector<ChatMessage>& history() const { return history_; }
 
  private:
-  absl::StatusOr<std::vector<int32_t>> Prompt(
+  absl::StatusOr<PromptIds> Prompt(
       const std::vector<ChatMessage>& messages) const;
-  absl::StatusOr<std::vector<int32_t>> FittingPrompt(
-      std::vector<ChatMessage>* messages, int64_t* dropped) const;
-  absl::StatusOr<GenerateRequest> Request(const std::vector<int32_t>& prompt,
-                                          int64_t count);
+  absl::StatusOr<PromptIds> FittingPrompt(std::vector<ChatMessage>* messages,
+                                          int64_t* dropped) const;
+  GenerateRequest Request(const PromptIds& prompt, int64_t count);
 
   ChatModel model_;
   ChatSettings settings_;

@@ -1,11 +1,17 @@
 #include "cli/ckpt_command.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <map>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/recorded_config.h"
+#include "coordinator/ledger_reader.h"
+#include "coordinator/retention.h"
+#include "coordinator/run_setup.h"
 #include "learner/checkpoint.h"
 #include "lib/base/fs.h"
 #include "lib/base/process.h"
@@ -39,7 +45,8 @@ absl::StatusOr<std::vector<Found>> FindCheckpoints(const std::string& run_dir) {
     }
     for (const std::string& name : *names) {
       if (std::optional<CheckpointName> parsed = ParseCheckpointName(name)) {
-        found.push_back({stage, JoinPath(JoinPath(root, stage), name), *parsed});
+        found.push_back(
+            {stage, JoinPath(JoinPath(root, stage), name), *parsed});
       }
     }
   }
@@ -54,27 +61,71 @@ uint64_t TotalBytes(const CheckpointManifest& manifest) {
   return bytes;
 }
 
+// Folder -> why it is kept, of every checkpoint that has a row.
+absl::StatusOr<std::map<std::string, std::string>> Reasons(
+    const std::string& run_dir) {
+  COX_ASSIGN_OR_RETURN(const RecordedRun run,
+                       RecordedRun::Open(Fs::Real(), run_dir));
+  COX_ASSIGN_OR_RETURN(const cox::v1::RunConfig config, RecordedConfig(run));
+  const CheckpointRetention retention = RetentionOf(config.checkpoint());
+  std::map<std::string, std::string> reasons;
+  for (int32_t stage = 0; stage < run.plan().num_stages(); ++stage) {
+    std::vector<CheckpointRow> rows;
+    for (const CheckpointRow& row : run.state().checkpoints) {
+      if (row.stage == stage) {
+        rows.insert(rows.begin(), row);
+      }
+    }
+    const std::vector<std::string> why = WhyKept(
+        retention, rows, run.plan().stage(stage).total_steps,
+        [&](int64_t step) -> std::optional<double> {
+          const StepRow* row = run.FindStep(stage, step);
+          return row == nullptr ? std::nullopt
+                                : MetricOf(*row, retention.best_metric);
+        });
+    for (size_t i = 0; i < rows.size(); ++i) {
+      reasons[run.DirectoryOf(rows[i])] =
+          why[i].empty() ? "until the next one" : why[i];
+    }
+  }
+  return reasons;
+}
+
 }  // namespace
 
 int ListCheckpoints(const std::string& run_dir) {
+  const auto reasons = Reasons(run_dir);
+  if (!reasons.ok()) {
+    std::fprintf(stderr, "ckpt ls: why they are kept is not known: %s\n",
+                 std::string(reasons.status().message()).c_str());
+  }
   auto found = FindCheckpoints(run_dir);
   if (!found.ok()) {
     return Fail("ls", found.status());
   }
-  std::printf("%-10s %8s %4s %10s  %s\n", "stage", "step", "gen", "MB", "folder");
+  std::printf("%-10s %8s %4s %10s  %-28s %s\n", "stage", "step", "gen", "MB",
+              "kept", "folder");
   for (const Found& checkpoint : *found) {
     auto text =
         Fs::Real().ReadAll(JoinPath(checkpoint.path, "manifest.json"));
-    auto manifest = text.ok() ? CheckpointManifest::FromJson(*text)
-                              : absl::StatusOr<CheckpointManifest>(text.status());
-    std::printf("%-10s %8lld %4lld %10s  %s\n", checkpoint.stage.c_str(),
+    auto manifest = text.ok()
+                        ? CheckpointManifest::FromJson(*text)
+                        : absl::StatusOr<CheckpointManifest>(text.status());
+    const std::string size =
+        manifest.ok()
+            ? absl::StrFormat(
+                  "%.1f", static_cast<double>(TotalBytes(*manifest)) / 1e6)
+            : "unreadable";
+    std::string why = "?";
+    if (reasons.ok()) {
+      const auto reason = reasons->find(checkpoint.path);
+      why = reason == reasons->end() ? "no: it has no row" : reason->second;
+    }
+    std::printf("%-10s %8lld %4lld %10s  %-28s %s\n",
+                checkpoint.stage.c_str(),
                 static_cast<long long>(checkpoint.name.step),
                 static_cast<long long>(checkpoint.name.generation),
-                manifest.ok()
-                    ? absl::StrFormat("%.1f", static_cast<double>(TotalBytes(*manifest)) / 1e6)
-                          .c_str()
-                    : "unreadable",
-                checkpoint.path.c_str());
+                size.c_str(), why.c_str(), checkpoint.path.c_str());
   }
   return kExitDone;
 }

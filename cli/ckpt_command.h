@@ -5,7 +5,8 @@
 
 namespace cox {
 
-// `cox ckpt ls RUN`: stage, step, generation, size of every checkpoint folder.
+// `cox ckpt ls RUN`: stage, step, generation, size of every checkpoint folder,
+// and why it is kept.
 int ListCheckpoints(const std::string& run_dir);
 
 // `cox ckpt verify DIR`: hashes every file of a checkpoint, or of all

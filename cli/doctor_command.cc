@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "cli/doctor_gpu.h"
 #include "lib/base/fs.h"
 #include "lib/base/process.h"
 
@@ -87,17 +88,24 @@ void DescribeMachine() {
         (static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize) >> 30;
     Line(free_gib >= 1, "disk here", absl::StrCat(free_gib, " GiB free"));
   }
-  const bool gpu = access("/dev/nvidiactl", R_OK) == 0;
-  std::printf("%-4s %-22s %s\n", gpu ? "ok" : "--", "NVIDIA driver",
-              gpu ? "present" : "none: device cpu only");
 }
 
 }  // namespace
 
-int Doctor() {
+int Doctor(const std::string& device) {
   DescribeMachine();
   bool ok = CheckBinaries();
   ok &= CheckLoopback();
+  std::printf("GPU\n");
+  bool gpu = true;
+  for (const GpuRow& row : InspectGpuFiles(GpuPlacesHere())) {
+    std::printf("%-4s %-22s %s\n", row.present ? "ok" : "--",
+                row.what.c_str(), row.detail.c_str());
+    gpu &= row.present;
+  }
+  std::printf("%-4s %-22s %s\n", gpu ? "ok" : "--", "device: cuda",
+              gpu ? "can be used" : "not here");
+  ok &= gpu || device != "cuda";
   std::printf("%s\n", ok ? "doctor: a run can start here"
                          : "doctor: something is missing");
   return ok ? kExitDone : kExitCheckFailed;

@@ -1,8 +1,10 @@
 // What can be said about a run's objects without a cluster.
 
+#include <algorithm>
 #include <map>
 #include <set>
 
+#include "absl/strings/ascii.h"
 #include "cli/k8s_render.h"
 
 namespace cox {
@@ -23,6 +25,7 @@ class Checker {
     for (const Workload& workload : workloads_) CheckPod(workload);
     for (const K8sObject& object : objects) CheckSelectors(object);
     for (const K8sObject& object : objects) CheckWorldSize(object);
+    for (const K8sObject& object : objects) CheckRuleNames(object);
     return std::move(issues_);
   }
 
@@ -198,6 +201,25 @@ class Checker {
     }
     Say(kind + " " + object["metadata"].value("name", ""),
         "its selector matches no pod template");
+  }
+
+  // Only JobSet's webhook checks these, not its definition.
+  void CheckRuleNames(const K8sObject& object) {
+    if (object.value("kind", "") != "JobSet") return;
+    const K8sObject* rules = Find(object, {"spec", "failurePolicy", "rules"});
+    if (rules == nullptr) return;
+    for (const K8sObject& rule : *rules) {
+      const std::string name = rule.value("name", "");
+      const bool fine = std::all_of(name.begin(), name.end(), [](char c) {
+        return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+               c == '_' || c == ',' || c == ':';
+      });
+      if (!fine) {
+        Say("JobSet " + object["metadata"].value("name", ""),
+            "failurePolicy.rules: expected a name of letters, digits, '_', "
+            "',' and ':', found '" + name + "'");
+      }
+    }
   }
 
   // Ranks that wait for one that is never started wait for ever.

@@ -20,6 +20,7 @@ struct K8sOptions {
   std::string role;       // logs
   bool follow = false;    // logs -f
   bool offline = false;   // check: no cluster
+  bool all_reduce = false;  // doctor: run the two pods
 };
 
 // Each returns the exit code.
@@ -30,7 +31,8 @@ int K8sCheck(const K8sOptions& options);
 int K8sRun(const K8sOptions& options);
 int K8sStatus(const K8sOptions& options);
 int K8sLogs(const K8sOptions& options);
-// What the cluster has and lacks. 1 when something needed is missing.
+// What the cluster has and lacks; with all_reduce also whether two pods in
+// namespace `ns` (default: default) can sum their data. 1 when something needed is missing.
 int K8sDoctor(const K8sOptions& options);
 
 }  // namespace cox

@@ -140,6 +140,7 @@ absl::Status CheckPaths(const cox::v1::RunConfig& config) {
 
 void SetSizes(const cox::v1::RunConfig& config, K8sObject& object) {
   const std::string role = RoleOf(object);
+  if (!object.contains("spec")) return;  // [] would make a null one
   K8sObject& spec = object["spec"];
   if (object["kind"] == "Deployment" && role == "actor") {
     spec["replicas"] = config.roles().actors();

@@ -58,9 +58,14 @@ void PrintReport(const RecordedRun& run, const AuditReport& report) {
                   finding.first.c_str());
     }
   }
-  std::printf("ledger verify: %zu invariants, %d violated, %.1f MB hashed\n",
+  std::string retired;
+  if (report.retired_payloads > 0) {
+    retired = absl::StrCat(", ", report.retired_payloads, " payloads retired");
+  }
+  std::printf("ledger verify: %zu invariants, %d violated, %.1f MB hashed%s\n",
               report.findings.size(), bad,
-              static_cast<double>(report.payload_bytes) / 1e6);
+              static_cast<double>(report.payload_bytes) / 1e6,
+              retired.c_str());
 }
 
 Json ReportJson(const RecordedRun& run, const AuditReport& report) {
@@ -70,6 +75,7 @@ Json ReportJson(const RecordedRun& run, const AuditReport& report) {
   out["ok"] = report.ok() && run.record().digest_ok;
   out["digest_ok"] = run.record().digest_ok;
   out["payload_bytes"] = report.payload_bytes;
+  out["retired_payloads"] = report.retired_payloads;
   out["invariants"] = Json::array();
   for (const AuditFinding& finding : report.findings) {
     Json row;
@@ -142,6 +148,9 @@ std::vector<Json> UnitRows(const RecordedRun& run, const Filter& filter) {
     json["segment"] = row.payload.segment;
     json["offset"] = row.payload.offset;
     json["bytes"] = row.payload.length;
+    json["retired"] = run.IsRetired(row);
+    const UnitFailedRow* failed = run.FindFailed(row.id);
+    json["given_up"] = failed == nullptr ? Json() : Json(failed->why);
     json["transaction"] = run.record().unit_txn[i];
     rows.push_back(std::move(json));
   }

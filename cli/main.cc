@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "cli/chaos_command.h"
 #include "cli/bench_command.h"
@@ -18,8 +19,10 @@
 #include "cli/k8s_command.h"
 #include "cli/metric_command.h"
 #include "cli/operator_command.h"
+#include "cli/plan_command.h"
 #include "cli/run_command.h"
 #include "cli/selftest_command.h"
+#include "cli/watch_command.h"
 #include "cli/why_command.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
@@ -45,7 +48,11 @@ struct Arguments {
   std::string stage;
   int64_t step = -1;
   int32_t limit = 20;
+  TopOptions top;
+  PlanCommandOptions plan;
+  bool follow = false;
   std::string dtype = "fp32";
+  std::string device = "cpu";
 };
 
 void AddTarget(CLI::App* command, Arguments& a) {
@@ -92,6 +99,30 @@ void AddRunCommands(CLI::App& app, Arguments& a, int& code) {
     code = ScaleRun(a.target, a.name);
   });
 
+  CLI::App* kl = app.add_subcommand(
+      "kl-coef", "another weight of the KL penalty, from a step border on");
+  AddTarget(kl, a);
+  kl->add_option("value", a.name, "for example 0.02");
+  kl->callback([&] {
+    if (a.name.empty()) std::swap(a.name, a.target.run_dir);
+    double value = -1;
+    if (!absl::SimpleAtod(a.name, &value)) {
+      throw CLI::ValidationError("value", "a number expected, found '" +
+                                              a.name + "'");
+    }
+    code = SetKlCoef(a.target, value);
+  });
+
+  CLI::App* top = app.add_subcommand("top", "one screen, refreshed");
+  AddTarget(top, a);
+  top->add_option("--every", a.top.every_s, "seconds between two screens")
+      ->check(CLI::Range(0.1, 3600.0));
+  top->add_option("--count", a.top.count, "screens, then it ends; 0 = never");
+  top->callback([&] {
+    a.top.target = a.target;
+    code = Top(a.top);
+  });
+
   CLI::App* events = app.add_subcommand("events", "what happened, in order");
   AddTarget(events, a);
   events->add_option("--limit", a.limit)->check(CLI::Range(1, 10000));
@@ -110,7 +141,11 @@ void AddRunCommands(CLI::App& app, Arguments& a, int& code) {
   logs->add_option("run", a.target.run_dir)->required();
   logs->add_option("name", a.name, "for example learner-0");
   logs->add_option("--lines", a.limit)->check(CLI::Range(1, 100000));
-  logs->callback([&] { code = ShowLogs(a.target.run_dir, a.name, a.limit); });
+  logs->add_flag("-f,--follow", a.follow, "go on with what is appended");
+  logs->callback([&] {
+    code = a.follow ? FollowLogs(a.target.run_dir, a.name, a.limit)
+                    : ShowLogs(a.target.run_dir, a.name, a.limit);
+  });
 
   CLI::App* labels = app.add_subcommand("labels", "rankings by people");
   labels->require_subcommand(1);
@@ -164,6 +199,20 @@ void AddFileCommands(CLI::App& app, Arguments& a, int& code) {
   explain->add_option("key", a.key, "for example ppo.kl_coef; none = all");
   explain->callback([&] { code = ConfigExplain(a.key); });
 
+  CLI::App* plan = app.add_subcommand(
+      "plan", "bytes, memory and step time of a run, before it runs");
+  plan->add_option("file", a.plan.file, "run.yaml")->required();
+  plan->add_option("overrides", a.plan.overrides, "a.b.c=value ...");
+  plan->add_option("--cluster", a.plan.cluster,
+                   "YAML file (docs/planning.md); local = measure this machine");
+  plan->add_option("--prompt-tokens", a.plan.prompt_tokens,
+                   "mean; default generation.max_prompt_tokens");
+  plan->add_option("--answer-tokens", a.plan.answer_tokens,
+                   "of the longest answer of a unit; default "
+                   "generation.max_new_tokens");
+  plan->add_flag("--json", a.plan.json);
+  plan->callback([&] { code = PlanRun(a.plan); });
+
   CLI::App* ckpt = app.add_subcommand("ckpt", "checkpoints");
   ckpt->require_subcommand(1);
   CLI::App* ls = ckpt->add_subcommand("ls", "list");
@@ -201,8 +250,11 @@ void AddFileCommands(CLI::App& app, Arguments& a, int& code) {
   selftest->add_flag("--keep", a.selftest.keep, "leave the run directories");
   selftest->callback([&] { code = SelfTest(a.selftest); });
 
-  app.add_subcommand("doctor", "what this machine has and lacks")
-      ->callback([&] { code = Doctor(); });
+  CLI::App* doctor =
+      app.add_subcommand("doctor", "what this machine has and lacks");
+  doctor->add_option("--device", a.device, "exit 1 unless a run can use it")
+      ->check(CLI::IsMember({"cpu", "cuda"}));
+  doctor->callback([&] { code = Doctor(a.device); });
 }
 
 // Commands that read what a run recorded.
@@ -284,7 +336,13 @@ void AddK8sCommands(CLI::App& app, Arguments& a, int& code) {
       ->required()
       ->check(CLI::IsMember({"coordinator", "learner", "actor", "reward"}));
   logs->add_flag("-f,--follow", a.k8s.follow);
-  add("doctor", "what the cluster has and lacks", false, K8sDoctor);
+  CLI::App* doctor =
+      add("doctor", "what the cluster has and lacks", false, K8sDoctor);
+  doctor->add_flag("--all-reduce", a.k8s.all_reduce,
+                   "two pods sum 64 MiB; --namespace: default");
+  doctor->add_option("--image-prefix", a.k8s.image_prefix,
+                     "for example registry.example/team/");
+  doctor->add_option("--tag", a.k8s.tag, "of the image");
 }
 
 void AddCertsCommands(CLI::App& app, Arguments& a, int& code) {
@@ -331,6 +389,7 @@ int main(int argc, char** argv) {
   int code = cox::kExitDone;
   CLI::App app{"Coxswain: language models from human feedback", "cox"};
   app.require_subcommand(1);
+  app.set_version_flag("--version", "cox " COX_VERSION);
   cox::AddRunCommands(app, arguments, code);
   cox::AddFileCommands(app, arguments, code);
   cox::AddCertsCommands(app, arguments, code);

@@ -84,6 +84,7 @@ absl::StatusOr<cox::v1::RunConfig> RecordedConfig(const RecordedRun& run) {
   load.path = "ledger";
   load.yaml_text = run.Meta("config");
   load.check_files = false;
+  load.recorded = true;
   if (load.yaml_text.empty()) {
     return absl::DataLossError("ledger: the configuration is missing");
   }
@@ -171,6 +172,12 @@ void MetricComparison::Compare(int32_t stage, int64_t step,
   }
 }
 
+void MetricComparison::Retired(int32_t stage, int64_t first, int64_t last) {
+  retired_.push_back(
+      absl::StrCat(run_->StageName(stage), first == last ? " step " : " steps ",
+                   first, first == last ? "" : absl::StrCat(" to ", last)));
+}
+
 bool MetricComparison::ok() const {
   return std::all_of(verdicts_.begin(), verdicts_.end(), [](const auto& entry) {
     return entry.second.differing == 0;
@@ -198,12 +205,17 @@ std::string MetricComparison::Text() const {
                   differing == 0 ? "all equal to the record"
                                  : absl::StrCat(differing, " metrics differ"),
                   "\n");
+  for (const std::string& steps : retired_) {
+    absl::StrAppend(&out, "explain: payloads of ", steps,
+                    " retired (log.keep_payload_bytes): not computed again\n");
+  }
   return out;
 }
 
 std::string MetricComparison::Json() const {
   nlohmann::ordered_json out;
   out["ok"] = ok();
+  out["retired"] = retired_;
   out["metrics"] = nlohmann::ordered_json::object();
   for (const auto& [name, verdict] : verdicts_) {
     auto& row = out["metrics"][name];
@@ -239,12 +251,38 @@ absl::StatusOr<std::vector<Trajectory>> ReadStepTrajectories(
   return all;
 }
 
+int64_t FirstReplayable(const RecordedRun& run, int32_t stage, int64_t first) {
+  if (run.state().removed_segments.empty() ||
+      !run.plan().stage(stage).has_units()) {
+    return first;
+  }
+  int64_t retired = 0;
+  for (const StepRow& row : run.state().steps) {
+    retired = row.stage == stage && run.IsRetired(stage, row.step) ? row.step
+                                                                   : retired;
+  }
+  const CheckpointRow* from = run.NewestCheckpoint(stage, first - 1);
+  if (retired == 0 || (from != nullptr && from->step >= retired)) {
+    return first;
+  }
+  for (const CheckpointRow& row : run.state().checkpoints) {
+    if (row.stage == stage && row.step >= retired) {
+      return std::max(first, row.step + 1);
+    }
+  }
+  return INT64_MAX;
+}
+
 absl::Status CheckRolloutMetrics(const RecordedRun& run, const StepRange& range,
                                  MetricComparison* comparison) {
   COX_ASSIGN_OR_RETURN(const cox::v1::RunConfig config, RecordedConfig(run));
   for (const StepRow& row : run.state().steps) {
     if (!range.Takes(row.stage, row.step) ||
         run.plan().stage(row.stage).kind != StageKind::kPpo) {
+      continue;
+    }
+    if (run.IsRetired(row.stage, row.step)) {
+      comparison->Retired(row.stage, row.step, row.step);
       continue;
     }
     COX_ASSIGN_OR_RETURN(
@@ -272,6 +310,13 @@ absl::Status CheckOutputMetrics(const RecordedRun& run, const StepRange& range,
   for (const StageRow& row : run.state().stages) {
     const StageKind kind = run.plan().stage(row.stage).kind;
     if (row.state != "done" || !range.Takes(row.stage, 1)) {
+      continue;
+    }
+    const bool outputs =
+        kind == StageKind::kCollect || kind == StageKind::kEval;
+    if (outputs &&
+        (run.IsRetired(row.stage, 1) || run.IsRetired(row.stage, 2))) {
+      comparison->Retired(row.stage, 1, row.total_steps);
       continue;
     }
     absl::StatusOr<std::map<std::string, double>> metrics;

@@ -44,6 +44,9 @@ class MetricComparison {
   void Compare(int32_t stage, int64_t step, const MetricList& recorded,
                const std::map<std::string, double>& computed, bool complete);
 
+  // Steps that cannot be compared: their payloads are deleted.
+  void Retired(int32_t stage, int64_t first, int64_t last);
+
   const std::map<std::string, MetricVerdict>& verdicts() const {
     return verdicts_;
   }
@@ -66,6 +69,7 @@ class MetricComparison {
   std::map<std::pair<std::string, int64_t>, std::map<std::string, double>>
       logged_;  // metrics.jsonl
   std::map<std::string, MetricVerdict> verdicts_;
+  std::vector<std::string> retired_;  // "ppo steps 1 to 20"
 };
 
 struct StepRange {
@@ -76,6 +80,10 @@ struct StepRange {
     return (stage < 0 || stage == of_stage) && step >= first && step <= last;
   }
 };
+
+// The first step from `first` on that can be computed again: payloads of those
+// before are retired, or of steps between them and their checkpoint.
+int64_t FirstReplayable(const RecordedRun& run, int32_t stage, int64_t first);
 
 // Metrics of committed ppo steps that need no model.
 absl::Status CheckRolloutMetrics(const RecordedRun& run, const StepRange& range,

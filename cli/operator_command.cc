@@ -28,45 +28,13 @@ int Fail(std::string_view command, const absl::Status& status) {
   return ExitCodeFor(status);
 }
 
-std::unique_ptr<OperatorClient> Connect(const RunTarget& target) {
-  OperatorClientOptions options;
-  // A folder that cannot be read shows as a refused connection otherwise.
-  if (const absl::Status tls = InitProcessTls(target.tls_dir, ""); !tls.ok()) {
-    std::fprintf(stderr, "cox: %s\n", std::string(tls.message()).c_str());
-  }
-  if (ProcessTls() != nullptr) options.role = ProcessTls()->identity().role;
-  options.address =
-      target.address.empty()
-          ? absl::StrCat("file:", JoinPath(target.run_dir, "endpoints.json"))
-          : target.address;
-  options.run_id = target.run_id;
-  options.patience = absl::Seconds(3);
-  return std::make_unique<OperatorClient>(std::move(options));
-}
-
 std::string Seconds(int64_t ms) {
   return absl::StrFormat("%.1f s", static_cast<double>(ms) / 1000.0);
 }
 
-// Nobody answers: for a directory that is what an ended run looks like.
-int FailUnreachable(std::string_view command, const RunTarget& target,
-                    const absl::Status& status) {
-  if (!target.run_dir.empty() && absl::IsUnavailable(status)) {
-    const bool done =
-        Fs::Real().Exists(JoinPath(target.run_dir, "report.html"));
-    std::fprintf(stderr,
-                 "%s: no coordinator answers for %s: the run has ended or is "
-                 "stopped%s\n",
-                 std::string(command).c_str(), target.run_dir.c_str(),
-                 done ? " (its report.html has the results so far)" : "");
-    return kExitRetryable;
-  }
-  return Fail(command, status);
-}
-
 int Control(const RunTarget& target, const char* name,
             absl::StatusOr<int64_t> (OperatorClient::*call)()) {
-  auto client = Connect(target);
+  auto client = ConnectTo(target);
   auto step = ((*client).*call)();
   if (!step.ok()) {
     return FailUnreachable(name, target, step.status());
@@ -97,8 +65,40 @@ absl::StatusOr<std::vector<std::pair<int64_t, std::string>>> ReadLines(
 
 }  // namespace
 
+std::unique_ptr<OperatorClient> ConnectTo(const RunTarget& target) {
+  OperatorClientOptions options;
+  // A folder that cannot be read shows as a refused connection otherwise.
+  if (const absl::Status tls = InitProcessTls(target.tls_dir, ""); !tls.ok()) {
+    std::fprintf(stderr, "cox: %s\n", std::string(tls.message()).c_str());
+  }
+  if (ProcessTls() != nullptr) options.role = ProcessTls()->identity().role;
+  options.address =
+      target.address.empty()
+          ? absl::StrCat("file:", JoinPath(target.run_dir, "endpoints.json"))
+          : target.address;
+  options.run_id = target.run_id;
+  options.patience = absl::Seconds(3);
+  return std::make_unique<OperatorClient>(std::move(options));
+}
+
+// Nobody answers: for a directory that is what an ended run looks like.
+int FailUnreachable(std::string_view command, const RunTarget& target,
+                    const absl::Status& status) {
+  if (!target.run_dir.empty() && absl::IsUnavailable(status)) {
+    const bool done =
+        Fs::Real().Exists(JoinPath(target.run_dir, "report.html"));
+    std::fprintf(stderr,
+                 "%s: no coordinator answers for %s: the run has ended or is "
+                 "stopped%s\n",
+                 std::string(command).c_str(), target.run_dir.c_str(),
+                 done ? " (its report.html has the results so far)" : "");
+    return kExitRetryable;
+  }
+  return Fail(command, status);
+}
+
 int ShowStatus(const RunTarget& target) {
-  auto client = Connect(target);
+  auto client = ConnectTo(target);
   auto status = client->Status();
   if (!status.ok()) {
     return FailUnreachable("status", target, status.status());
@@ -120,6 +120,9 @@ int ShowStatus(const RunTarget& target) {
               static_cast<long long>(status->units_pending()),
               static_cast<long long>(status->units_leased()),
               static_cast<long long>(status->units_submitted()));
+  for (const std::string& unit : status->units_given_up()) {
+    std::printf("  given up: %s\n", unit.c_str());
+  }
   for (const auto& session : status->sessions()) {
     std::printf("  %-12s %-6s %6.0f MB  %s for %s%s\n", session.name().c_str(),
                 session.alive() ? "alive" : "gone",
@@ -137,7 +140,7 @@ int ShowStatus(const RunTarget& target) {
 }
 
 int ShowStuck(const RunTarget& target) {
-  auto client = Connect(target);
+  auto client = ConnectTo(target);
   auto stuck = client->Stuck();
   if (!stuck.ok()) {
     return FailUnreachable("stuck", target, stuck.status());
@@ -154,7 +157,7 @@ int ShowStuck(const RunTarget& target) {
 }
 
 int ShowEvents(const RunTarget& target, int32_t limit) {
-  auto client = Connect(target);
+  auto client = ConnectTo(target);
   auto events = client->Events(0, limit);
   if (!events.ok()) {
     return FailUnreachable("events", target, events.status());
@@ -185,12 +188,23 @@ int ScaleRun(const RunTarget& target, const std::string& what) {
                              "expected ROLE=N as in actor=3, found '", what,
                              "'")));
   }
-  auto client = Connect(target);
+  auto client = ConnectTo(target);
   const auto step = client->Scale(what.substr(0, equals), replicas);
   if (!step.ok()) {
     return FailUnreachable("scale", target, step.status());
   }
   std::printf("scale: `cox run` brings the run to %s\n", what.c_str());
+  return kExitDone;
+}
+
+int SetKlCoef(const RunTarget& target, double kl_coef) {
+  auto client = ConnectTo(target);
+  const auto step = client->SetKlCoef(kl_coef);
+  if (!step.ok()) {
+    return FailUnreachable("kl-coef", target, step.status());
+  }
+  std::printf("kl-coef: %g from step %lld on\n", kl_coef,
+              static_cast<long long>(*step));
   return kExitDone;
 }
 

@@ -2,7 +2,9 @@
 #define COX_CLI_OPERATOR_COMMAND_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
+#include <string_view>
 
 #include "lib/rpc/operator_client.h"
 
@@ -16,6 +18,11 @@ struct RunTarget {
   std::string tls_dir;  // ca.crt, tls.crt, tls.key of role operator or viewer
 };
 
+std::unique_ptr<OperatorClient> ConnectTo(const RunTarget& target);
+// Says on stderr why `command` got no answer. Returns the exit code.
+int FailUnreachable(std::string_view command, const RunTarget& target,
+                    const absl::Status& status);
+
 // Commands that talk to a run's coordinator. Each prints to stdout, errors to
 // stderr, and returns the exit code. Results of the last stages can be read
 // from the directory after the run has ended; these say so when they need a
@@ -28,6 +35,8 @@ int PauseRun(const RunTarget& target);
 int ResumeRun(const RunTarget& target);
 // `what` as in "actor=3".
 int ScaleRun(const RunTarget& target, const std::string& what);
+// Another coefficient of the KL penalty, from a step border on.
+int SetKlCoef(const RunTarget& target, double kl_coef);
 
 // `cox samples RUN`: rows of samples.jsonl, newest last.
 int ShowSamples(const std::string& run_dir, const std::string& stage,

@@ -12,10 +12,13 @@
 #include "cli/metric_check.h"
 #include "cli/replay_steps.h"
 #include "cli/row_table.h"
+#include "cli/score_check.h"
+#include "learner/checkpoint.h"
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
 #include "lib/model/api.h"
+#include "lib/rpc/engine_settings.h"
 
 namespace cox {
 namespace {
@@ -79,9 +82,7 @@ absl::StatusOr<int32_t> ChooseStage(const RecordedRun& run,
 absl::StatusOr<StepReplay> OpenReplay(const RecordedRun& run,
                                       std::string* numerics) {
   COX_ASSIGN_OR_RETURN(StepReplay probe, StepReplay::Open(run, nullptr));
-  EngineOptions options;
-  options.threads = probe.config().roles().threads();
-  options.device = probe.config().roles().device();
+  const EngineOptions options = EngineOptionsOf(probe.config());
   COX_ASSIGN_OR_RETURN(*numerics, InitTorch(options));
   return StepReplay::Open(run,
                           [options] { return MakeTrainEngine(options); });
@@ -141,6 +142,18 @@ int Replay(const Options& options) {
                     name, ": steps 1 to ", committed,
                     " are committed, asked for ", plan.first, " to ",
                     plan.last)));
+  }
+  if (const int64_t possible = FirstReplayable(*run, *stage, plan.first);
+      possible > plan.first) {
+    return Fail("replay",
+                absl::NotFoundError(absl::StrCat(
+                    name, " step ", plan.first,
+                    ": payloads that it needs are retired "
+                    "(log.keep_payload_bytes); ",
+                    possible > committed
+                        ? "no step of this stage can be computed again"
+                        : absl::StrCat("steps ", possible, " to ", committed,
+                                       " can be computed again"))));
   }
   std::string numerics;
   absl::StatusOr<StepReplay> replay = OpenReplay(*run, &numerics);
@@ -214,24 +227,64 @@ bool Records(const RecordedRun& run, const StepRange& range, int32_t stage,
   return false;
 }
 
+// The recorded answers of ppo stages scored again by the reward model. True:
+// all scores are the recorded ones.
+absl::StatusOr<bool> CheckRewards(const RecordedRun& run,
+                                  const cox::v1::RunConfig& config,
+                                  const StepRange& range, FILE* out) {
+  bool equal = true;
+  for (int32_t stage = 0; stage < run.plan().num_stages(); ++stage) {
+    if (run.plan().stage(stage).kind != StageKind::kPpo ||
+        (range.stage >= 0 && range.stage != stage) ||
+        LastStep(run, stage) == 0) {
+      continue;
+    }
+    const std::string folder = RewardModelFolder(run, config, stage);
+    if (folder.empty()) continue;
+    COX_ASSIGN_OR_RETURN(const std::unique_ptr<ScoreEngine> engine,
+                         MakeScoreEngine(EngineOptionsOf(config)));
+    COX_ASSIGN_OR_RETURN(std::shared_ptr<const Snapshot> model,
+                         LoadModel(run.fs(), folder, "reward"));
+    COX_RETURN_IF_ERROR(engine->Load(std::move(model)));
+    COX_ASSIGN_OR_RETURN(const ScoreVerdict verdict,
+                         CheckScores(run, stage, range, engine.get()));
+    std::fprintf(out,
+                 "%s: %lld answers scored again by %s, largest difference "
+                 "%.3g%s%s\n",
+                 run.StageName(stage).c_str(),
+                 static_cast<long long>(verdict.answers), folder.c_str(),
+                 verdict.max_difference,
+                 verdict.differing > 0 ? "; DIFFERS at " : "",
+                 verdict.first.c_str());
+    equal = equal && verdict.differing == 0;
+  }
+  return equal;
+}
+
+absl::StatusOr<StepRange> RangeOf(const Options& options,
+                                  const RecordedRun& run) {
+  StepRange range;
+  if (!options.stage.empty()) {
+    COX_ASSIGN_OR_RETURN(range.stage, run.FindStage(options.stage));
+  }
+  if (options.step > 0) {
+    range.first = options.step;
+    range.last = options.to > 0 ? options.to : options.step;
+  }
+  return range;
+}
+
 int Check(const Options& options) {
   absl::StatusOr<RecordedRun> run =
       RecordedRun::Open(Fs::Real(), options.run_dir);
   if (!run.ok()) {
     return Fail("explain", run.status());
   }
-  StepRange range;
-  if (!options.stage.empty()) {
-    const absl::StatusOr<int32_t> stage = run->FindStage(options.stage);
-    if (!stage.ok()) {
-      return Fail("explain", stage.status());
-    }
-    range.stage = *stage;
+  const absl::StatusOr<StepRange> asked = RangeOf(options, *run);
+  if (!asked.ok()) {
+    return Fail("explain", asked.status());
   }
-  if (options.step > 0) {
-    range.first = options.step;
-    range.last = options.to > 0 ? options.to : options.step;
-  }
+  const StepRange range = *asked;
   absl::StatusOr<MetricComparison> comparison =
       MetricComparison::Create(*run, options.metric, options.tolerance);
   if (!comparison.ok()) {
@@ -245,6 +298,16 @@ int Check(const Options& options) {
     return Fail("explain", status);
   }
   ExplainNumerics(*run, numerics);
+  bool rewards_equal = true;
+  if (options.metric.empty()) {
+    const absl::StatusOr<bool> equal =
+        CheckRewards(*run, replay->config(), range,
+                     options.json ? stderr : stdout);
+    if (!equal.ok()) {
+      return FailCheck("explain", equal.status());
+    }
+    rewards_equal = *equal;
+  }
   for (int32_t stage = 0; stage < run->plan().num_stages(); ++stage) {
     if (!Records(*run, range, stage, options.metric)) {
       continue;
@@ -254,6 +317,14 @@ int Check(const Options& options) {
     plan.first = range.first;
     plan.last = std::min(range.last, LastStep(*run, stage));
     plan.ranks = options.ranks;
+    if (const int64_t possible = FirstReplayable(*run, stage, plan.first);
+        possible > plan.first) {
+      comparison->Retired(stage, plan.first, std::min(possible - 1, plan.last));
+      if (possible > plan.last) {
+        continue;
+      }
+      plan.first = possible;
+    }
     status = replay->Run(
         plan,
         [&](const std::string& from) {
@@ -280,7 +351,7 @@ int Check(const Options& options) {
                                options.metric.empty() ? "any metric"
                                                       : options.metric)));
   }
-  return comparison->ok() ? kExitDone : kExitCheckFailed;
+  return comparison->ok() && rewards_equal ? kExitDone : kExitCheckFailed;
 }
 
 void AddCommon(CLI::App* command, Options& o) {

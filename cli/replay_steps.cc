@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 #include "cli/metric_check.h"
 #include "cli/recorded_config.h"
+#include "coordinator/kl_control.h"
 #include "coordinator/run_setup.h"
 #include "coordinator/step_record.h"
 #include "coordinator/wire_service.h"
@@ -195,6 +196,8 @@ absl::Status StepReplay::Run(
       COX_ASSIGN_OR_RETURN(const std::vector<UnitRow> units,
                            run.UnitsOfStep(plan.stage, step));
       input.batch_sha256 = BatchHash(ToBatchUnits(units));
+      input.kl_coef =
+          KlCoefficients(run.state().controls).At(plan.stage, step);
       COX_ASSIGN_OR_RETURN(input.trajectories,
                            ReadStepTrajectories(run, plan.stage, step));
       return input;

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/checkpoint_plan.h"
 #include "cli/eval_table.h"
 #include "cli/hang_watch.h"
 #include "cli/progress_view.h"
@@ -322,6 +323,15 @@ int Run(const RunOptions& options) {
         view.Note(absl::StrCat(name, ": ", why, "; starting it again"));
       });
   view.Note(absl::StrCat("run directory ", launch->run_dir));
+  // A configuration that names no usable model is the coordinator's to refuse.
+  if (const auto plan = PlanCheckpoints(launch->config, launch->run_dir);
+      plan.ok() && !plan->stages.empty()) {
+    if (const absl::Status fits = plan->CheckFits(); !fits.ok()) {
+      std::fprintf(stderr, "run: %s\n", std::string(fits.message()).c_str());
+      return kExitUsage;
+    }
+    view.Note(plan->Text());
+  }
   OperatorClientOptions client_options;
   client_options.address =
       absl::StrCat("file:", JoinPath(launch->run_dir, "endpoints.json"));

@@ -2,7 +2,7 @@
 
 #include <cstdio>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -16,8 +16,11 @@ namespace {
 
 std::string ReadProc(const std::string& pid, const char* file) {
   std::ifstream in(absl::StrCat("/proc/", pid, "/", file));
-  return std::string((std::istreambuf_iterator<char>(in)),
-                     std::istreambuf_iterator<char>());
+  // A process that ends meanwhile is a read error, which throws from an
+  // iterator over the buffer.
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
 }
 
 // From "PID (NAME) S PPID ...": the name may hold anything. 0 = gone or a

@@ -133,6 +133,9 @@ void AddUnit(const RecordedRun& run, const UnitRow& unit, Json* out) {
       SegmentPath(run.SegmentsDir(), unit.payload.segment), ", bytes ",
       unit.payload.offset, "+", unit.payload.length);
   json["payload_sha256"] = unit.sha256;
+  if (const UnitFailedRow* failed = run.FindFailed(unit.id)) {
+    json["given_up"] = failed->why;
+  }
 }
 
 void AddTrajectory(const RecordedRun& run, const Trajectory& t, Json* out) {
@@ -215,13 +218,15 @@ void Print(const Json& json) {
   line("log-prob", "logprob", " when it was sampled, sum over its tokens");
   line("  reference", "reference_logprob");
   line("  KL", "kl", " nats: sampled - reference");
+  line("given up", "given_up");
   line("trained in", "trained");
   line("  staleness", "staleness", " versions");
   line("  batch", "batch_hash");
   line("  weights", "weights_after", " after the step");
   line("checkpoint", "checkpoint");
   line("payload", "payload");
-  line("  SHA-256", "payload_sha256", " (read and verified)");
+  line("  SHA-256", "payload_sha256",
+       json.contains("sample") ? " (read and verified)" : "");
 }
 
 }  // namespace
@@ -257,6 +262,18 @@ int ExplainSample(const std::string& run_dir, const std::string& id,
             : "not in this run's plan")));
   }
   const absl::StatusOr<std::vector<Trajectory>> rows = run->ReadUnit(*unit);
+  if (run->IsRetired(*unit)) {
+    // Its row says everything but what was in the bytes.
+    Json out;
+    out["answer"] = std::string(rows.status().message());
+    AddUnit(*run, *unit, &out);
+    if (json) {
+      std::fputs(FormatRows({out}, /*json=*/true).c_str(), stdout);
+    } else {
+      Print(out);
+    }
+    return kExitDone;
+  }
   if (!rows.ok()) {
     return Fail(rows.status());
   }

@@ -42,7 +42,11 @@ constexpr Description kDescriptions[] = {
      "checkpoints"},
     {"conservation",
      "planned units = submitted + open; none is outside the plan", "units"},
-    {"nothing-deleted", "nothing that a row refers to is gone", "references"},
+    {"nothing-deleted",
+     "nothing that a row refers to is gone, but what no restart needs",
+     "references"},
+    {"failed-units",
+     "units that were given up have a placeholder, and no others", "units"},
 };
 static_assert(std::size(kDescriptions) ==
               static_cast<size_t>(Invariant::kCount));

@@ -1,5 +1,7 @@
 #include "coordinator/control_service.h"
 
+#include <cmath>
+
 namespace cox {
 namespace {
 
@@ -17,20 +19,6 @@ grpc::ServerUnaryReactor* Command(ServiceContext& service,
                         core.Control(command.first));
                     return absl::OkStatus();
                   });
-}
-
-grpc::ServerUnaryReactor* Refuse(ServiceContext& service,
-                                 grpc::CallbackServerContext* context,
-                                 const cox::v1::Caller& caller,
-                                 std::string_view method) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  absl::Status status = Admit(service, *context, caller, method);
-  if (status.ok()) {
-    status = absl::UnimplementedError(
-        absl::StrCat(std::string(method), " is not supported by this run"));
-  }
-  reactor->Finish(ToGrpc(status));
-  return reactor;
 }
 
 }  // namespace
@@ -83,9 +71,30 @@ grpc::ServerUnaryReactor* ControlServiceImpl::Scale(
 
 grpc::ServerUnaryReactor* ControlServiceImpl::SetKlCoef(
     grpc::CallbackServerContext* context,
-    const cox::v1::SetKlCoefRequest* request, ControlResponse*) {
-  return Refuse(service_, context, request->caller(),
-                "ControlService.SetKlCoef");
+    const cox::v1::SetKlCoefRequest* request, ControlResponse* response) {
+  return RunUnary(
+      service_, context, request->caller(), "ControlService.SetKlCoef",
+      [this, request, response](CoordinatorCore& core) -> absl::Status {
+        const double value = request->kl_coef();
+        if (!std::isfinite(value) || value < 0) {
+          return absl::InvalidArgumentError(absl::StrCat(
+              "kl_coef: expected a number of at least 0, found ", value));
+        }
+        const cox::v1::PpoSettings& ppo = service_.run->config.ppo();
+        // Without a penalty from the start, no rank looks at the reference.
+        if (ppo.kl_coef() == 0 && ppo.kl_loss_coef() == 0) {
+          return absl::FailedPreconditionError(
+              "this run was started without a KL penalty (ppo.kl_coef is 0)");
+        }
+        if (core.done() || core.plan().stage(core.current_stage()).kind !=
+                               StageKind::kPpo) {
+          return absl::FailedPreconditionError(
+              "kl_coef: stage ppo is not running");
+        }
+        response->set_effective_step(
+            core.Control(ControlCommand::kKlCoef, value));
+        return absl::OkStatus();
+      });
 }
 
 }  // namespace cox

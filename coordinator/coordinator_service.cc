@@ -1,5 +1,6 @@
 #include "coordinator/coordinator_service.h"
 
+#include <malloc.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,7 @@
 #include "lib/base/process.h"
 #include "lib/rpc/credentials.h"
 #include "lib/rpc/limits.h"
+#include "lib/rpc/trace_metadata.h"
 #include "nlohmann/json.hpp"
 
 namespace cox {
@@ -33,16 +35,15 @@ constexpr absl::Duration kFailedGrace = absl::Seconds(5);
 }  // namespace
 
 absl::Status SessionBindings::Check(const std::string& session,
-                                    const PeerIdentity& peer, bool binds) {
-  const std::string identity = FormatIdentity(peer);
+                                    const std::string& peer, bool binds) {
   MutexLock lock(&mutex_);
   const auto at = owner_.find(session);
   if (at == owner_.end()) {
     // A restart forgets; the session registers again before it may do more.
-    if (binds) owner_.emplace(session, identity);
+    if (binds) owner_.emplace(session, peer);
     return absl::OkStatus();
   }
-  if (at->second == identity) return absl::OkStatus();
+  if (at->second == peer) return absl::OkStatus();
   return absl::PermissionDeniedError(
       "caller.session: it belongs to another certificate");
 }
@@ -55,7 +56,8 @@ absl::Status Admit(const ServiceContext& service,
       method == "RunService.Register" && caller.run_id().empty();
   COX_RETURN_IF_ERROR(CheckCall(
       context, caller, first ? std::string() : service.run->run_id));
-  if (first && !PeerOf(context.auth_context().get()).ok()) {
+  const std::string peer = PeerUriOf(context.auth_context().get());
+  if (first && peer.empty()) {
     const std::string address = context.peer();
     const bool loopback = address.starts_with("ipv4:127.") ||
                           address.starts_with("ipv6:[::1]") ||
@@ -68,11 +70,9 @@ absl::Status Admit(const ServiceContext& service,
   if (caller.session().size() > 64 || caller.name().size() > 256) {
     return absl::InvalidArgumentError("caller: session or name is too long");
   }
-  const absl::StatusOr<PeerIdentity> peer =
-      PeerOf(context.auth_context().get());
-  if (peer.ok() && !caller.session().empty()) {
+  if (!peer.empty() && !caller.session().empty()) {
     COX_RETURN_IF_ERROR(service.sessions.Check(
-        caller.session(), *peer, method == "RunService.Register"));
+        caller.session(), peer, method == "RunService.Register"));
   }
   if (!RoleMay(caller.role(), method)) {
     return absl::PermissionDeniedError(
@@ -80,6 +80,13 @@ absl::Status Admit(const ServiceContext& service,
                      std::string(method)));
   }
   return absl::OkStatus();
+}
+
+std::shared_ptr<OpenSpan> ServerSpan(const grpc::ServerContextBase& context,
+                                     std::string_view method) {
+  const TraceContext parent = TraceparentOf(context);
+  return parent.traced() ? std::make_shared<OpenSpan>(method, parent, "")
+                         : nullptr;
 }
 
 CoreCaller ToCore(const cox::v1::Caller& caller) {
@@ -137,6 +144,8 @@ absl::Status Coordinator::Init() {
       outputs_,
       RunOutputs::Open(fs_, std::move(outputs), run_.segments.get(),
                        MakeDecode(run_.tokenizer), *core));
+  // The ledger's rows are gone, the pages that held them should be too.
+  malloc_trim(0);
   host_ = std::make_unique<CoreHost>(options_.core_host, std::move(core),
                                      std::move(run_.ledger),
                                      std::move(run_.segments));
@@ -145,6 +154,13 @@ absl::Status Coordinator::Init() {
   context_.outputs = outputs_.get();
   context_.fs = &fs_;
   context_.start = Clock::Real().Now();
+  if (config.log().trace() > 0) {
+    TraceRecorder::Process().Enable(config.log().trace(), run_.run_id);
+    COX_ASSIGN_OR_RETURN(
+        traces_, TraceCollector::Open(fs_, JoinPath(run_.run_dir,
+                                                    "trace.json")));
+    context_.traces = traces_.get();
+  }
   host_->Start(this);
   return StartServers();
 }
@@ -217,6 +233,11 @@ absl::Status Coordinator::StartServers() {
   }
   COX_RETURN_IF_ERROR(started.status());
   http_ = *std::move(started);
+  if (options_.pod_deletion_costs) {
+    COX_ASSIGN_OR_RETURN(KubeClient client, KubeClient::Create({}));
+    pod_costs_ = std::make_unique<PodCostService>(
+        host_.get(), std::move(client), absl::Seconds(1));
+  }
   COX_RETURN_IF_ERROR(WriteEndpoints("serving"));
   HitFailpoint("endpoints.written");
   server_->SetServing(true);
@@ -243,8 +264,18 @@ void Coordinator::OnEffect(CoordinatorCore& core, const Effect& effect) {
   outputs_->OnEffect(core, effect);
 }
 
+absl::StatusOr<std::string> Coordinator::MakePlaceholder(
+    const UnitId& unit, const std::string& policy_hash,
+    int64_t version_step) {
+  return run_.prompts->Placeholder(unit, policy_hash, version_step);
+}
+
 void Coordinator::OnTick(CoordinatorCore& core) {
   outputs_->OnTick(core);
+  if (traces_ != nullptr) {
+    // A full queue is no loss: the next tick tries again.
+    (void)host_->PostIo([this] { traces_->Flush(); });
+  }
   if (exit_code_ < 0 && (core.done() || core.draining())) {
     complete_ = core.done();
     exit_code_ = kExitDone;
@@ -284,11 +315,13 @@ void Coordinator::Shutdown(absl::Duration grace) {
   if (server_ != nullptr) {
     server_->SetServing(false);
   }
+  pod_costs_.reset();
   host_->StopParking();
   if (server_ != nullptr) {
     server_->Shutdown(grace);
   }
   host_->Stop();
+  if (traces_ != nullptr) traces_->Close();
   if (server_ != nullptr && http_ != nullptr) {
     // Who started this process must tell the end of a run from a drain, which
     // have one exit code.

@@ -17,8 +17,10 @@
 
 #include "absl/time/time.h"
 #include "coordinator/core_host.h"
+#include "coordinator/pod_cost_service.h"
 #include "coordinator/run_outputs.h"
 #include "coordinator/run_setup.h"
+#include "coordinator/trace_collector.h"
 #include "cox/v1/types.pb.h"
 #include "grpcpp/impl/codegen/service_type.h"
 #include "grpcpp/server_context.h"
@@ -26,6 +28,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/fs.h"
 #include "lib/base/sync.h"
+#include "lib/metrics/trace_recorder.h"
 #include "lib/rpc/authorization.h"
 #include "lib/rpc/http_server.h"
 #include "lib/rpc/identity.h"
@@ -37,9 +40,9 @@ namespace cox {
 // Which certificate a session was registered with. Thread-safe.
 class SessionBindings {
  public:
-  // `binds`: the call registers the session. PERMISSION_DENIED when it belongs
-  // to another certificate.
-  absl::Status Check(const std::string& session, const PeerIdentity& peer,
+  // `peer`: identity in the certificate. `binds`: the call registers the
+  // session. PERMISSION_DENIED when it belongs to another certificate.
+  absl::Status Check(const std::string& session, const std::string& peer,
                      bool binds);
 
  private:
@@ -57,7 +60,12 @@ struct ServiceContext {
   // Bytes of units that are being received, over all streams.
   std::atomic<int64_t> receiving_bytes{0};
   mutable SessionBindings sessions;
+  TraceCollector* traces = nullptr;  // null while log.trace is 0
 };
+
+// The span of a traced call at this end; null for one that is not traced.
+std::shared_ptr<OpenSpan> ServerSpan(const grpc::ServerContextBase& context,
+                                     std::string_view method);
 
 // Deadline present, run id right, role allowed (lib/rpc/authorization.h); with
 // TLS also: the caller is who its certificate says, in its own session.
@@ -87,9 +95,11 @@ grpc::ServerUnaryReactor* RunUnary(ServiceContext& service,
     return reactor;
   }
   CoreHost* host = service.host;
-  const bool posted = host->Post([host, reactor, fn = std::move(fn)] {
+  const bool posted = host->Post([host, reactor, fn = std::move(fn),
+                                  span = ServerSpan(*context, method)] {
     const absl::Status status = fn(host->core());
-    host->AfterCommit([reactor, status](const absl::Status& committed) {
+    host->AfterCommit([reactor, status, span](const absl::Status& committed) {
+      if (span != nullptr) span->End();
       reactor->Finish(ToGrpc(committed.ok() ? status : committed));
     });
   });
@@ -100,13 +110,14 @@ grpc::ServerUnaryReactor* RunUnary(ServiceContext& service,
 }
 
 // The same for a long poll: `fn(core) -> absl::StatusOr<bool>`, false = not
-// yet. When the time is over the response goes out as it is.
+// yet; asked again after the changes `awaits` (of enum Change). When the time
+// is over the response goes out as it is.
 template <typename Fn>
 grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
                                   grpc::CallbackServerContext* context,
                                   const cox::v1::Caller& caller,
                                   std::string_view method, int64_t wait_ms,
-                                  Fn fn) {
+                                  unsigned awaits, Fn fn) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const absl::Status admitted = Admit(service, *context, caller, method);
   if (!admitted.ok()) {
@@ -115,7 +126,7 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
   }
   CoreHost* host = service.host;
   const absl::Duration wait = PollWait(*context, wait_ms);
-  const bool posted = host->Post([host, reactor, context, wait,
+  const bool posted = host->Post([host, reactor, context, wait, awaits,
                                   session = caller.session(),
                                   fn = std::move(fn)] {
     const auto gone = [context] { return context->IsCancelled(); };
@@ -136,7 +147,7 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
       });
       return true;
     };
-    host->Park(wait, attempt, gone);
+    host->Park(wait, attempt, gone, awaits);
   });
   if (!posted) {
     reactor->Finish(ToGrpc(BusyError()));
@@ -150,6 +161,8 @@ struct CoordinatorOptions {
   std::string http_host;  // of probes and metrics; "" = `host`
   int port = -1;  // -1 = as recorded in endpoints.json if free, else any
   int http_port = 0;
+  // Tell the cluster which actor pods are idle (pod_cost_service.h).
+  bool pod_deletion_costs = false;
   CoreHostOptions core_host;
 };
 
@@ -176,6 +189,9 @@ class Coordinator : public EffectHandler {
   // EffectHandler, on the core thread.
   void OnEffect(CoordinatorCore& core, const Effect& effect) override;
   void OnTick(CoordinatorCore& core) override;
+  absl::StatusOr<std::string> MakePlaceholder(const UnitId& unit,
+                                              const std::string& policy_hash,
+                                              int64_t version_step) override;
 
  private:
   Coordinator(Fs& fs, PreparedRun run, CoordinatorOptions options);
@@ -190,9 +206,11 @@ class Coordinator : public EffectHandler {
   ServiceContext context_;
   std::unique_ptr<CoreHost> host_;
   std::unique_ptr<RunOutputs> outputs_;
+  std::unique_ptr<TraceCollector> traces_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<HttpServer> http_;
+  std::unique_ptr<PodCostService> pod_costs_;  // null: not asked for
   std::atomic<bool> shut_down_{false};
   std::atomic<int> exit_code_{-1};  // -1 = goes on
   std::atomic<bool> complete_{false};  // all stages are done

@@ -21,8 +21,9 @@ CoordinatorCore::CoordinatorCore(CoreOptions options, RunPlan plan,
     : options_(std::move(options)),
       plan_(std::move(plan)),
       epoch_(epoch),
-      now_(now),
-      not_alone_(now) {}
+      now_(now) {
+  audit_.not_alone = now;
+}
 
 absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Create(
     CoreOptions options, RunPlan plan, const LedgerState& state, Epoch epoch,
@@ -60,10 +61,17 @@ absl::Status CoordinatorCore::Recover(const LedgerState& state) {
       paused_ = row.command == "pause";
     }
     RecoverScale(row);
+    kl_coefs_.Add(row);
   }
   COX_RETURN_IF_ERROR(RecoverStages(state));
+  for (const UnitFailedRow& row : state.failed_units) {
+    failed_[row.id] = row;
+  }
+  RecoverSegments(state);
   COX_RETURN_IF_ERROR(RecoverUnits(state));
   AddEvent("coordinator", absl::StrCat("epoch ", epoch_.value, " started"));
+  DropSegments();
+  ForgetHistory();
   CheckStageComplete();
   return CheckInvariants();
 }
@@ -178,7 +186,7 @@ void CoordinatorCore::Tick() {
     if (it->second.expires <= now_) {
       pending_.insert(it->first);
       it = leases_.erase(it);
-      Changed();
+      Changed(kLeaseChange);
     } else {
       ++it;
     }
@@ -328,20 +336,29 @@ void CoordinatorCore::SetHeld(const std::string& id, Session& session,
   if (held == session.held) {
     return;
   }
+  // One more actor that can serve what others serve is no news to anybody; a
+  // thousand of them report every version.
+  bool news = session.who.caller.role != "actor";
   for (const std::string& hash : session.held) {
     auto found = holders_.find(hash);
-    if (found != holders_.end()) {
-      found->second.erase(id);
-      if (found->second.empty()) {
-        holders_.erase(found);
-      }
+    if (held.contains(hash) || found == holders_.end()) {
+      continue;
+    }
+    found->second.erase(id);
+    if (found->second.empty()) {
+      holders_.erase(found);
+      news = true;
     }
   }
   for (const std::string& hash : held) {
-    holders_[hash].insert(id);
+    std::set<std::string>& holders = holders_[hash];
+    news = news || holders.empty();
+    holders.insert(id);
   }
   session.held = std::move(held);
-  Changed();
+  if (news) {
+    Changed();
+  }
 }
 
 absl::Status CoordinatorCore::ReportHeld(const CoreCaller& caller,
@@ -400,9 +417,10 @@ void CoordinatorCore::EndSession(const std::string& id) {
 void CoordinatorCore::ReleaseLeases(const std::string& session) {
   for (auto it = leases_.begin(); it != leases_.end();) {
     if (it->second.session == session) {
-      CountDeath(it->second, it->first);
-      pending_.insert(it->first);
+      const auto [key, lease] = *it;
+      pending_.insert(key);
       it = leases_.erase(it);
+      CountDeath(lease, key);
       Changed();
     } else {
       ++it;
@@ -441,10 +459,18 @@ SourceData CoordinatorCore::Source(const VersionRow& version,
       canary != canaries_.end()) {
     source.canary = canary->second;
   }
+  // Of many living holders some are as good as all: from the asking one on.
+  constexpr size_t kMaxRanked = 64;
   std::vector<std::pair<int64_t, std::string>> ranked;
   if (auto found = holders_.find(version.content_hash);
       found != holders_.end()) {
-    for (const std::string& id : found->second) {
+    const std::set<std::string>& holders = found->second;
+    auto at = holders.size() > kMaxRanked ? holders.upper_bound(asking)
+                                          : holders.begin();
+    for (size_t i = 0; i < holders.size() && ranked.size() < kMaxRanked;
+         ++i, ++at) {
+      if (at == holders.end()) at = holders.begin();
+      const std::string& id = *at;
       auto session = sessions_.find(id);
       if (id == asking || session == sessions_.end() ||
           !session->second.alive || session->second.who.address.empty()) {
@@ -488,21 +514,29 @@ int64_t CoordinatorCore::live_sessions() const {
                        [](const auto& entry) { return entry.second.alive; });
 }
 
-int64_t CoordinatorCore::Control(ControlCommand command) {
+int64_t CoordinatorCore::Control(ControlCommand command, double kl_coef) {
+  const bool sets_kl = command == ControlCommand::kKlCoef;
   const char* names[] = {"pause", "resume", "stop"};
   ControlRow row;
   row.number = next_control_++;
-  row.command = names[static_cast<size_t>(command)];
+  row.command = sets_kl ? KlCommand(current_, kl_coef)
+                        : names[static_cast<size_t>(command)];
   // Stages without units know only their end as a border.
   const bool units = !done() && plan_.stage(current_).has_units();
   row.effective_step = command != ControlCommand::kPause ? 0
                        : units                           ? committed() + 1
                                                          : 0;
+  if (sets_kl) {
+    // Some rank may have the batch of the next step already: the one after it
+    // is the first that all ranks begin with the new value.
+    row.effective_step = committed() + 2;
+    kl_coefs_.Add(row);
+  }
   Record(row);
   AddEvent("control", row.command);
   if (command == ControlCommand::kStop) {
     draining_ = true;
-  } else {
+  } else if (!sets_kl) {
     paused_ = command == ControlCommand::kPause;
   }
   Changed();

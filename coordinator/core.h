@@ -14,7 +14,6 @@
 // Errors of all events: NOT_FOUND (kUnknownSession: register first),
 // FAILED_PRECONDITION (kStaleEpoch, kStaleGeneration), PERMISSION_DENIED (the
 // session has another role), INVALID_ARGUMENT.
-//
 // Thread-compatible: one thread owns it.
 
 #include <cstdint>
@@ -26,7 +25,9 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/core_parts.h"
 #include "coordinator/core_types.h"
+#include "coordinator/kl_control.h"
 #include "coordinator/ledger.h"
 #include "coordinator/plan.h"
 #include "coordinator/scaler_core.h"
@@ -73,13 +74,18 @@ class CoordinatorCore {
   absl::StatusOr<SubmitResult> Submit(const SubmitEvent& event);
   absl::Status Return(const CoreCaller& caller,
                       const std::vector<UnitId>& units);
+  // The caller could not make a result of them, or it was refused.
+  absl::Status ReturnFailed(const CoreCaller& caller,
+                            const std::vector<UnitId>& units,
+                            const std::string& why);
+  // After kUnitGivenUp: its placeholder is synced.
+  void RecordFailed(const SubmitEvent& placeholder, const std::string& why);
 
   // --- Learners
   absl::StatusOr<JoinReply> Join(const JoinEvent& event);
   // Nothing = the batch is not complete.
-  absl::StatusOr<std::optional<BatchReply>> TakeBatch(const CoreCaller& caller,
-                                                      int32_t stage,
-                                                      int64_t step);
+  absl::StatusOr<std::optional<BatchReply>> TakeBatch(
+      const CoreCaller& caller, int32_t stage, int64_t step);
   // True = replayed. DATA_LOSS: recorded hashes differ; the run fails.
   absl::StatusOr<bool> CommitStep(const CommitStepEvent& event);
   absl::Status Publish(const PublishEvent& event);
@@ -97,7 +103,7 @@ class CoordinatorCore {
                    int64_t next_total_steps);
   void SetStageState(const std::string& state);  // of the current stage
   // Returns the first step that sees it; 0 = at once.
-  int64_t Control(ControlCommand command);
+  int64_t Control(ControlCommand command, double kl_coef = 0);
   // How many processes of a role there shall be; whoever started them reads
   // it in the status.
   void Scale(const std::string& role, int32_t replicas);
@@ -118,57 +124,33 @@ class CoordinatorCore {
   std::optional<SourceData> Target(const std::string& model) const;
   StatusView Status() const;
   LoadView Load() const;  // for the autoscaler
+  std::map<std::string, int64_t> OpenUnitsOfActors() const;  // by live name
   std::vector<WaitView> Waits() const;
-  // Recorded steps of a stage, in order.
+  // Recorded steps of a stage, in order. What CoreOptions::history_steps lets
+  // it forget is empty.
   const std::vector<StepRow>& Steps(int32_t stage) const;
   const std::vector<EventRow>& events() const { return events_; }
   const std::map<int32_t, StageRow>& stage_rows() const { return stage_rows_; }
-  // Submitted units of a step of the current stage, in unit order.
+  // Of the current stage, in unit order.
   std::vector<UnitRow> SubmittedUnits(int64_t step) const;
-  // Units that the committed or frozen step trains on, in batch order.
+  // What the committed or frozen step trains on, in batch order.
   std::vector<UnitRow> UnitsOfStep(int32_t stage, int64_t step) const;
+  // DATA_LOSS: a segment with units of the step is deleted (retention).
+  absl::Status CheckPayloadsKept(int32_t stage, int64_t step) const;
   absl::Status CheckInvariants() const;
-  // Grows when something that a parked call may wait for changed.
-  int64_t change_count() const { return changes_; }
+  // Since the last TakeChanges().
+  bool has_changes() const { return changes_ != 0; }
+  unsigned TakeChanges() { return std::exchange(changes_, 0u); }
 
   std::vector<LedgerRow> TakeRows() { return std::exchange(rows_, {}); }
   std::vector<Effect> TakeEffects() { return std::exchange(effects_, {}); }
 
  private:
-  using UnitKey = std::pair<int64_t, int32_t>;  // step, index
-  struct Session {
-    RegisterEvent who;
-    MonoTime last_contact;
-    bool alive = true;
-    std::set<std::string> held;
-    std::string state;
-    int64_t state_ms = 0;
-    std::string waiting_for;
-    uint64_t rss_bytes = 0;
-    std::optional<MonoTime> broken;  // since when its connection is
-    bool quarantined = false;
-    int64_t number = 0;  // of its registration
-  };
-  struct UnitLease {
-    std::string session;
-    MonoTime granted;
-    MonoTime expires;
-  };
-  struct Member {
-    std::string session;
-    std::string rendezvous;
-  };
-
-  // One execution of a unit under audit.
-  struct AuditResult {
-    std::string name;  // of the actor
-    SubmitEvent event;
-    // A restarted process is no second opinion: its host may be the fault.
-    bool IsOf(const CoreCaller& caller) const {
-      return event.caller.session == caller.session ||
-             (!name.empty() && name == caller.name);
-    }
-  };
+  using UnitKey = CoreUnitKey;
+  using Session = CoreSession;
+  using UnitLease = CoreLease;
+  using Member = CoreMember;
+  using AuditResult = CoreAuditResult;
 
   CoordinatorCore(CoreOptions options, RunPlan plan, Epoch epoch,
                   MonoTime now);
@@ -176,7 +158,7 @@ class CoordinatorCore {
   absl::Status RecoverStages(const LedgerState& state);
   absl::Status RecoverUnits(const LedgerState& state);
   void Record(LedgerRow row) { rows_.push_back(std::move(row)); }
-  void Changed() { ++changes_; }
+  void Changed(Change what = kAnyChange) { changes_ |= what; }
 
   absl::StatusOr<Session*> Find(const CoreCaller& caller,
                                 std::string_view role = "");
@@ -184,8 +166,7 @@ class CoordinatorCore {
   void SetHeld(const std::string& id, Session& session,
                std::set<std::string> held);
   void ReleaseLeases(const std::string& session);
-  // Not alive until it calls again.
-  void LoseSession(const std::string& id, Session& session);
+  void LoseSession(const std::string& id, Session& session);  // until it calls
   void EndSession(const std::string& id);
   bool HasLiveHolder(const std::string& hash) const;
   // Whether `id` is alive and registered after `session`.
@@ -224,12 +205,29 @@ class CoordinatorCore {
   bool IsAudited(const UnitId& unit) const;
   bool HasOtherActor(const std::vector<AuditResult>& results) const;
   absl::StatusOr<SubmitResult> AuditUnit(const SubmitEvent& event);
-  // Whether `session` may be given the unit.
   bool MayCompute(const std::string& session, UnitKey key) const;
   void Quarantine(const std::string& session, const std::string& why);
   void TickAudits();
   void RecoverScale(const ControlRow& row);
+  bool LoneByPlan() const;
+  void AcceptUnaudited(const SubmitEvent& event);
+
+  // core_failed_units.cc. The unit must be in `pending_`.
   void CountDeath(const UnitLease& lease, UnitKey key);
+  void CountFailure(UnitKey key, const std::string& what);
+
+  // core_history.cc
+  int64_t ForgottenUpTo(int32_t stage) const;
+  absl::Status CheckRemembered(int32_t stage, int64_t step) const;
+  void ForgetHistory();
+  void ForgetUnits(int64_t step);
+  bool IsForgotten(UnitKey key) const;
+
+  // core_retention.cc
+  std::vector<std::string> DropCheckpoints(int32_t stage);
+  bool IsRetired(int32_t stage, int64_t step) const;
+  void DropSegments();
+  void RecoverSegments(const LedgerState& state);
 
   absl::Status CheckBatch(const CommitStepEvent& event);
   absl::StatusOr<bool> ReplayStep(const CommitStepEvent& event);
@@ -247,7 +245,7 @@ class CoordinatorCore {
   const Epoch epoch_;
   MonoTime now_;
   double wall_time_s_ = 0;
-  int64_t changes_ = 0;
+  unsigned changes_ = kAnyChange;  // of enum Change
   std::vector<LedgerRow> rows_;
   std::vector<Effect> effects_;
 
@@ -261,11 +259,14 @@ class CoordinatorCore {
   std::map<UnitKey, UnitRow> submitted_;  // of the current stage
   std::map<int64_t, int32_t> submitted_in_step_;
   std::map<int64_t, BatchRow> batches_;   // of the current stage (streaming)
+  std::map<UnitId, UnitFailedRow> failed_;
+  SegmentBook book_;
   std::vector<EventRow> events_;          // the newest kMaxEvents
   int64_t next_event_ = 1;
   int64_t next_control_ = 1;
   bool paused_ = false;
   std::map<std::string, int32_t> wanted_;  // processes, by role
+  KlCoefficients kl_coefs_;
 
   // Volatile
   std::map<std::string, Session> sessions_;
@@ -276,16 +277,15 @@ class CoordinatorCore {
   std::set<UnitKey> pending_;
   std::map<UnitKey, UnitLease> leases_;
   std::map<UnitKey, int64_t> attempts_;
-  std::map<UnitKey, std::vector<AuditResult>> audits_;  // not decided yet
-  MonoTime not_alone_;  // when there was last not exactly one actor
-  std::map<UnitKey, MonoTime> audit_since_;  // nobody else can compute it
-  std::map<UnitKey, int32_t> deaths_;        // of actors that held the unit
+  CoreAudits audit_;
+  CoreFailures failing_;
   std::map<std::string, std::vector<float>> canaries_;  // by content hash
   std::vector<absl::Duration> unit_times_;  // ring of the last ones
   size_t unit_time_next_ = 0;
   int64_t next_step_to_open_ = 1;
   int64_t planned_units_ = 0;  // opened or issued in the current stage
   std::set<UnitKey> queue_;    // streaming: submitted, in no batch
+  CoreHistory history_;
   std::map<int32_t, Member> members_;
   std::map<int32_t, Member> joiners_;
   bool group_valid_ = true;

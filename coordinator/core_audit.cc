@@ -1,5 +1,5 @@
 // Whom to trust with work, and how many of them there shall be: units that are
-// computed twice, units that kill their actors, callers that went away.
+// computed twice, callers that went away.
 //
 // A unit under audit has no row until two actors agree on its result: until
 // then it is open, like a unit whose actor died, and a restart of the
@@ -20,8 +20,9 @@ namespace {
 // Without anybody who could settle a disagreement for this long, a person has
 // to look.
 constexpr absl::Duration kUnsettled = absl::Minutes(1);
-// Only an actor that has been alone for this long confirms itself: others may
-// be starting again, or have not found a restarted coordinator yet.
+// Of a run with several actors, one that has been alone for this long is
+// believed: others may be starting again, or have not found a restarted
+// coordinator yet.
 constexpr absl::Duration kAlone = absl::Seconds(30);
 constexpr std::string_view kScale = "scale ";
 
@@ -57,7 +58,7 @@ bool CoordinatorCore::HasOtherActor(
 absl::StatusOr<SubmitResult> CoordinatorCore::AuditUnit(
     const SubmitEvent& event) {
   const UnitKey key{event.unit.step, event.unit.index};
-  std::vector<AuditResult>& results = audits_[key];
+  std::vector<AuditResult>& results = audit_.open[key];
   const auto of_session = [&event](const AuditResult& result) {
     return result.IsOf(event.caller);
   };
@@ -74,8 +75,8 @@ absl::StatusOr<SubmitResult> CoordinatorCore::AuditUnit(
     }
     const SubmitEvent accepted = one.event;
     const std::vector<AuditResult> all = std::move(results);
-    audits_.erase(key);
-    audit_since_.erase(key);
+    audit_.open.erase(key);
+    audit_.since.erase(key);
     AcceptUnit(accepted);
     absl::Status verdict;
     for (const AuditResult& other : all) {
@@ -91,9 +92,8 @@ absl::StatusOr<SubmitResult> CoordinatorCore::AuditUnit(
     return SubmitResult::kAccepted;
   }
   if (results.size() == 1 && !HasOtherActor(results) &&
-      now_ - not_alone_ > kAlone) {
-    audits_.erase(key);
-    AcceptUnit(event);
+      (LoneByPlan() || now_ - audit_.not_alone > kAlone)) {
+    AcceptUnaudited(event);
     return SubmitResult::kAccepted;
   }
   if (results.size() > 1) {
@@ -111,17 +111,17 @@ absl::StatusOr<SubmitResult> CoordinatorCore::AuditUnit(
 bool CoordinatorCore::MayCompute(const std::string& session,
                                  UnitKey key) const {
   const auto who = sessions_.find(session);
-  if (const auto audit = audits_.find(key);
-      audit != audits_.end() && who != sessions_.end()) {
+  if (const auto audit = audit_.open.find(key);
+      audit != audit_.open.end() && who != sessions_.end()) {
     for (const AuditResult& result : audit->second) {
       if (result.IsOf(who->second.who.caller)) return false;
     }
   }
   // A suspect unit is alone, so that it takes no other one with it.
   const auto suspect = [this](UnitKey unit) {
-    const auto deaths = deaths_.find(unit);
-    return options_.poison_after > 0 && deaths != deaths_.end() &&
-           deaths->second >= options_.poison_after;
+    const auto failures = failing_.counts.find(unit);
+    return options_.poison_after > 0 && failures != failing_.counts.end() &&
+           failures->second >= options_.poison_after;
   };
   const bool alone = suspect(key);
   return std::none_of(leases_.begin(), leases_.end(),
@@ -140,12 +140,12 @@ void CoordinatorCore::Quarantine(const std::string& id,
   ReleaseLeases(id);
   SetHeld(id, session->second, {});
   // What it said elsewhere counts no more.
-  for (auto& [key, results] : audits_) {
+  for (auto& [key, results] : audit_.open) {
     std::erase_if(results, [&id](const AuditResult& result) {
       return result.event.caller.session == id;
     });
   }
-  std::erase_if(audits_, [](const auto& entry) {
+  std::erase_if(audit_.open, [](const auto& entry) {
     return entry.second.empty();
   });
   Changed();
@@ -158,16 +158,16 @@ void CoordinatorCore::TickAudits() {
         return session.alive && !session.quarantined &&
                session.who.caller.role == "actor";
       });
-  if (actors != 1) not_alone_ = now_;
+  if (actors != 1) audit_.not_alone = now_;
   std::vector<SubmitEvent> accepted;
-  for (const auto& [key, results] : audits_) {
+  for (const auto& [key, results] : audit_.open) {
     if (HasOtherActor(results)) {
-      audit_since_.erase(key);
+      audit_.since.erase(key);
       continue;
     }
-    const MonoTime since = audit_since_.try_emplace(key, now_).first->second;
+    const MonoTime since = audit_.since.try_emplace(key, now_).first->second;
     if (results.size() == 1) {
-      if (now_ - not_alone_ > kAlone) {
+      if (LoneByPlan() || now_ - audit_.not_alone > kAlone) {
         accepted.push_back(results.front().event);
       }
     } else if (now_ - since > kUnsettled) {
@@ -179,24 +179,27 @@ void CoordinatorCore::TickAudits() {
     }
   }
   for (const SubmitEvent& event : accepted) {
-    const UnitKey key{event.unit.step, event.unit.index};
-    audits_.erase(key);
-    audit_since_.erase(key);
-    AcceptUnit(event);
+    AcceptUnaudited(event);
   }
 }
 
-void CoordinatorCore::CountDeath(const UnitLease& lease, UnitKey key) {
-  const auto session = sessions_.find(lease.session);
-  // Leaving in order is no death.
-  if (session == sessions_.end() || session->second.alive) return;
-  if (++deaths_[key] == options_.poison_after) {
-    AddEvent("unit suspect",
-             absl::StrCat("unit ",
-                          UnitId{current_, key.first, key.second}.ToString(),
-                          ": its actors died ", options_.poison_after,
-                          " times; now only for an actor without other work"));
+// A run that is meant to have one actor waits for no second one.
+bool CoordinatorCore::LoneByPlan() const {
+  const auto wanted = wanted_.find("actor");
+  return (wanted == wanted_.end() ? options_.actors : wanted->second) == 1;
+}
+
+void CoordinatorCore::AcceptUnaudited(const SubmitEvent& event) {
+  const UnitKey key{event.unit.step, event.unit.index};
+  audit_.open.erase(key);
+  audit_.since.erase(key);
+  if (!audit_.told) {
+    audit_.told = true;
+    AddEvent("audit", absl::StrCat("unit ", event.unit.ToString(),
+                                   " and later ones: accepted from the only "
+                                   "actor, without a second opinion"));
   }
+  AcceptUnit(event);
 }
 
 // The command's text is the record: "scale actor=3".

@@ -152,9 +152,9 @@ void CoreHost::Loop() {
 
 void CoreHost::Park(absl::Duration wait,
                     std::function<bool(bool expired)> attempt,
-                    std::function<bool()> gone) {
+                    std::function<bool()> gone, unsigned awaits) {
   turn_.Park(options_.clock->Now() + wait, std::move(attempt),
-             std::move(gone));
+             std::move(gone), awaits);
 }
 
 void CoreHost::Die(const absl::Status& status) {

@@ -71,10 +71,10 @@ class CoreHost {
   // --- Core thread
   CoordinatorCore& core() { return turn_.core(); }
   void AfterCommit(Reply reply) { turn_.AfterCommit(std::move(reply)); }
-  // `attempt(expired)` runs now, whenever the core changed, and once with
-  // true after `wait`; it returns true when it has answered.
+  // As CoreTurn::Park, `wait` from now.
   void Park(absl::Duration wait, std::function<bool(bool expired)> attempt,
-            std::function<bool()> gone = nullptr);
+            std::function<bool()> gone = nullptr,
+            unsigned awaits = kAnyChange);
 
   // Any thread.
   const SegmentStore& segments() const { return turn_.segments(); }

@@ -119,6 +119,7 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(
         "stage ", event.stage, " step ", event.step, " is not in the plan"));
   }
   const int64_t last = static_cast<int64_t>(Steps(event.stage).size());
+  COX_RETURN_IF_ERROR(CheckRemembered(event.stage, event.step));
   if (event.step <= last) {
     absl::StatusOr<bool> replayed = ReplayStep(event);
     if (!replayed.ok()) {
@@ -177,6 +178,7 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(
                                          *event.checkpoint,
                                          event.weight_hash));
   }
+  ForgetHistory();
   CheckStageComplete();
   return false;
 }
@@ -208,6 +210,9 @@ absl::Status CoordinatorCore::RecordCheckpoint(
     return absl::FailedPreconditionError(absl::StrCat(
         "checkpoint of stage ", stage, " step ", checkpoint.step,
         ": the step is not committed"));
+  }
+  if (committed) {
+    COX_RETURN_IF_ERROR(CheckRemembered(stage, checkpoint.step));
   }
   if (checkpoint.directory.empty() || checkpoint.manifest_sha256.empty()) {
     return absl::InvalidArgumentError(
@@ -268,16 +273,10 @@ absl::StatusOr<std::vector<std::string>> CoordinatorCore::CommitCheckpoint(
   if (kept.directory != event.checkpoint.directory) {
     removed.push_back(event.checkpoint.directory);
   }
-  std::vector<CheckpointRow> rows = LatestCheckpoints(event.stage);
-  const size_t keep =
-      options_.rules.keep_two_checkpoints
-          ? static_cast<size_t>(std::max(options_.keep_last, 2))
-          : 0;
-  for (size_t i = keep; i < rows.size(); ++i) {
-    removed.push_back(rows[i].directory);
-    checkpoints_.erase({rows[i].stage, rows[i].step});
-    Record(CheckpointRemovedRow{rows[i].stage, rows[i].step});
+  for (std::string& directory : DropCheckpoints(event.stage)) {
+    removed.push_back(std::move(directory));
   }
+  DropSegments();
   CheckStageComplete();
   return removed;
 }
@@ -338,6 +337,7 @@ absl::Status CoordinatorCore::CheckPublishable(
   }
   if (stage.kind == StageKind::kPpo && id.step > 0 &&
       id.step <= committed()) {
+    COX_RETURN_IF_ERROR(CheckRemembered(current_, id.step));
     const StepRow& step =
         Steps(current_)[static_cast<size_t>(id.step - 1)];
     if (step.weight_hash != version.content_hash) {

@@ -16,15 +16,17 @@ LoadView CoordinatorCore::Load() const {
   // is whether a committed batch has it.
   if (plan_.IsStreaming(current_)) {
     load.ready_units = static_cast<int64_t>(queue_.size());
-    for (const auto& [step, batch] : batches_) {
-      load.ready_units += step > committed()
-                              ? static_cast<int64_t>(batch.units.size())
-                              : 0;
+    for (auto it = batches_.upper_bound(committed()); it != batches_.end();
+         ++it) {
+      load.ready_units += static_cast<int64_t>(it->second.units.size());
     }
   } else {
-    for (const auto& [key, row] : submitted_) {
-      load.ready_units +=
-          !stage.has_learner_steps() || key.first > committed() ? 1 : 0;
+    // Asked for at every tick: a stage may have a million rows.
+    const int64_t first =
+        stage.has_learner_steps() ? committed() + 1 : int64_t{0};
+    for (auto it = submitted_in_step_.lower_bound(first);
+         it != submitted_in_step_.end(); ++it) {
+      load.ready_units += it->second;
     }
   }
   // Versions that generation may run ahead of training.
@@ -66,6 +68,22 @@ LoadView CoordinatorCore::Load() const {
     load.learner_s = std::max(0.0, step_s - wait_s);
   }
   return load;
+}
+
+std::map<std::string, int64_t> CoordinatorCore::OpenUnitsOfActors() const {
+  std::map<std::string, int64_t> units;
+  for (const auto& [id, session] : sessions_) {
+    if (session.alive && session.who.caller.role == "actor") {
+      units[session.who.caller.name] += 0;
+    }
+  }
+  for (const auto& [key, lease] : leases_) {
+    const auto session = sessions_.find(lease.session);
+    if (session == sessions_.end()) continue;
+    const auto actor = units.find(session->second.who.caller.name);
+    if (actor != units.end()) ++actor->second;
+  }
+  return units;
 }
 
 }  // namespace cox

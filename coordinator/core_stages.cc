@@ -78,18 +78,21 @@ void CoordinatorCore::FinishStage(int32_t stage, const MetricList& metrics,
     plan_.SetTotalSteps(current_, next_total_steps);
   }
   EnterStage();
+  DropSegments();
 }
 
 void CoordinatorCore::EnterStage() {
   submitted_.clear();
   submitted_in_step_.clear();
+  history_.units = 0;
   batches_.clear();
   pending_.clear();
   leases_.clear();
   attempts_.clear();
-  audits_.clear();
-  audit_since_.clear();
-  deaths_.clear();
+  audit_.open.clear();
+  audit_.since.clear();
+  failing_.counts.clear();
+  failing_.giving_up.clear();
   queue_.clear();
   unit_times_.clear();
   unit_time_next_ = 0;
@@ -239,6 +242,9 @@ StatusView CoordinatorCore::Status() const {
   view.failure = failure_;
   view.wanted = wanted_;
   view.failure_exit_code = failure_exit_code_;
+  for (const auto& [id, row] : failed_) {
+    view.failed_units.push_back(row);
+  }
   view.current_stage = std::min(current_, plan_.num_stages() - 1);
   for (int32_t i = 0; i < plan_.num_stages(); ++i) {
     StageView stage;
@@ -269,7 +275,7 @@ StatusView CoordinatorCore::Status() const {
   view.units_leased = static_cast<int64_t>(leases_.size());
   if (!done() && plan_.stage(current_).has_units()) {
     view.units_submitted =
-        static_cast<int64_t>(submitted_.size()) -
+        static_cast<int64_t>(submitted_.size()) + history_.units -
         (plan_.stage(current_).has_learner_steps()
              ? committed() * plan_.stage(current_).units_per_step()
              : 0);
@@ -339,16 +345,17 @@ absl::Status CoordinatorCore::CheckInvariants() const {
   }
   const StagePlan& stage = plan_.stage(current_);
   const bool streaming = plan_.IsStreaming(current_);
-  const size_t open = pending_.size() + leases_.size() + submitted_.size();
-  if (static_cast<int64_t>(open) != planned_units_) {
-    return broken(absl::StrCat("planned ", planned_units_,
-                               " units, pending ", pending_.size(),
+  const size_t open = pending_.size() + leases_.size() + submitted_.size() +
+                      failing_.giving_up.size();
+  if (static_cast<int64_t>(open) + history_.units != planned_units_) {
+    return broken(absl::StrCat("planned ", planned_units_, " units, forgotten ",
+                               history_.units, " + pending ", pending_.size(),
                                " + leased ", leases_.size(), " + submitted ",
                                submitted_.size()));
   }
   std::set<UnitKey> seen;
-  for (int64_t step = 1; stage.has_learner_steps() && step <= committed();
-       ++step) {
+  for (int64_t step = ForgottenUpTo(current_) + 1;
+       stage.has_learner_steps() && step <= committed(); ++step) {
     const std::vector<UnitRow> units = UnitsOfStep(current_, step);
     if (static_cast<int32_t>(units.size()) != stage.units_per_step()) {
       return broken(absl::StrCat("step ", step, " has ", units.size(),

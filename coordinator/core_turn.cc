@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "lib/base/failpoint.h"
+#include "lib/base/hash.h"
 
 namespace cox {
 
@@ -37,9 +38,12 @@ absl::Status CoreTurn::SyncPayloads() {
   }
   unsynced_ = false;
   COX_RETURN_IF_ERROR(FailpointStatus("segment.appended"));
-  const absl::Status synced = segments_->Sync();
+  const absl::Status synced = segments_->Sync(ledger_->last_transaction());
+  if (!synced.ok()) {
+    return rules_.end_at_failed_sync ? synced : absl::OkStatus();
+  }
   HitFailpoint("segment.synced");
-  return rules_.end_at_failed_sync ? synced : absl::OkStatus();
+  return absl::OkStatus();
 }
 
 absl::Status CoreTurn::StorePayloads(std::vector<Item>& items) {
@@ -107,12 +111,46 @@ absl::Status CoreTurn::Run(MonoTime now, double wall_time_s,
     SendReplies(absl::OkStatus());
     const std::vector<Effect> effects = core_->TakeEffects();
     for (const Effect& effect : effects) {
-      handler_->OnEffect(*core_, effect);
+      COX_RETURN_IF_ERROR(CarryOut(effect));
     }
-    if (effects.empty() && core_->change_count() == seen_changes_) {
+    if (effects.empty() && !core_->has_changes()) {
       return CommitRows();
     }
   }
+}
+
+absl::Status CoreTurn::CarryOut(const Effect& effect) {
+  switch (effect.kind) {
+    case Effect::Kind::kSegmentRemoved:
+      // Its row is durable: what stays behind costs space until the next start.
+      if (const absl::Status removed = segments_->Remove(effect.segment);
+          !removed.ok()) {
+        core_->AddEvent("retention", absl::StrCat("segment ", effect.segment,
+                                                  " not deleted yet: ",
+                                                  removed.message()));
+      }
+      return absl::OkStatus();
+    case Effect::Kind::kUnitGivenUp:
+      return StorePlaceholder(effect);
+    default:
+      handler_->OnEffect(*core_, effect);
+      return absl::OkStatus();
+  }
+}
+
+// Like any payload: synced before its row (rule 4).
+absl::Status CoreTurn::StorePlaceholder(const Effect& effect) {
+  SubmitEvent event = effect.submit;
+  COX_ASSIGN_OR_RETURN(
+      const std::string payload,
+      handler_->MakePlaceholder(event.unit, event.policy_hash,
+                                event.version_step));
+  event.payload_sha256 = Sha256Hex(std::string_view(payload));
+  COX_ASSIGN_OR_RETURN(event.payload, segments_->Append(payload));
+  unsynced_ = true;
+  COX_RETURN_IF_ERROR(SyncPayloads());
+  core_->RecordFailed(event, effect.text);
+  return absl::OkStatus();
 }
 
 absl::Status CoreTurn::CommitRows() {
@@ -128,15 +166,15 @@ absl::Status CoreTurn::CommitRows() {
 }
 
 void CoreTurn::RunParked(MonoTime now, bool parking) {
-  const bool changed = core_->change_count() != seen_changes_;
-  seen_changes_ = core_->change_count();
+  const unsigned changes = core_->TakeChanges();
   if (parked_.empty()) {
     return;
   }
   std::vector<Parked> waiting = std::exchange(parked_, {});
   for (Parked& parked : waiting) {
     const bool expired = !parking || parked.deadline <= now;
-    const bool done = (expired || changed) && parked.attempt(expired);
+    const bool due = expired || (parked.awaits & changes) != 0;
+    const bool done = due && parked.attempt(expired);
     if (!done && !expired) {
       parked_.push_back(std::move(parked));
     }
@@ -145,11 +183,11 @@ void CoreTurn::RunParked(MonoTime now, bool parking) {
 
 void CoreTurn::Park(MonoTime deadline,
                     std::function<bool(bool expired)> attempt,
-                    std::function<bool()> gone) {
+                    std::function<bool()> gone, unsigned awaits) {
   if (attempt(/*expired=*/false)) {
     return;
   }
-  parked_.push_back({deadline, std::move(attempt), std::move(gone)});
+  parked_.push_back({deadline, std::move(attempt), std::move(gone), awaits});
 }
 
 void CoreTurn::DropGone() {
@@ -163,8 +201,12 @@ void CoreTurn::DropGone() {
 }
 
 void CoreTurn::SendReplies(const absl::Status& status) {
-  for (Reply& reply : std::exchange(replies_, {})) {
+  std::vector<Reply> replies = std::exchange(replies_, {});
+  for (Reply& reply : replies) {
     reply(status);
+  }
+  if (!replies.empty() && status.ok()) {
+    HitFailpoint("ledger.replied");
   }
 }
 

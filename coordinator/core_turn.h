@@ -32,6 +32,11 @@ class EffectHandler {
   virtual ~EffectHandler() = default;
   virtual void OnEffect(CoordinatorCore& core, const Effect& effect) = 0;
   virtual void OnTick(CoordinatorCore& core) = 0;
+  // The payload of a unit that is given up: its prompts, without answers. A
+  // function of its arguments alone.
+  virtual absl::StatusOr<std::string> MakePlaceholder(
+      const UnitId& unit, const std::string& policy_hash,
+      int64_t version_step) = 0;
 };
 
 class CoreTurn {
@@ -69,11 +74,13 @@ class CoreTurn {
   // --- For tasks and attempts
   CoordinatorCore& core() { return *core_; }
   void AfterCommit(Reply reply) { replies_.push_back(std::move(reply)); }
-  // `attempt(expired)` runs now, whenever the core changed, and once with
-  // true at `deadline`; it returns true when it has answered. `gone()` is asked
-  // at every tick; when it says true, so is the attempt.
+  // `attempt(expired)` runs now, whenever one of the changes `awaits` (of enum
+  // Change) happened, and once with true at `deadline`; it returns true when it
+  // has answered. `gone()` is asked at every tick; when it says true, so is the
+  // attempt.
   void Park(MonoTime deadline, std::function<bool(bool expired)> attempt,
-            std::function<bool()> gone = nullptr);
+            std::function<bool()> gone = nullptr,
+            unsigned awaits = kAnyChange);
 
   // Any thread.
   const SegmentStore& segments() const { return *segments_; }
@@ -84,11 +91,14 @@ class CoreTurn {
     MonoTime deadline;
     std::function<bool(bool)> attempt;
     std::function<bool()> gone;
+    unsigned awaits = kAnyChange;
   };
 
   absl::Status StorePayloads(std::vector<Item>& items);
   absl::Status SyncPayloads();
   absl::Status CommitRows();
+  absl::Status CarryOut(const Effect& effect);
+  absl::Status StorePlaceholder(const Effect& effect);
   void RunParked(MonoTime now, bool parking);
   void DropGone();
   void SendReplies(const absl::Status& status);
@@ -102,7 +112,6 @@ class CoreTurn {
   std::vector<Reply> replies_;
   std::vector<Item> unanswered_;  // of a turn that failed before it decided
   std::vector<Parked> parked_;
-  int64_t seen_changes_ = -1;
   MonoTime next_tick_;
   MonoTime last_turn_;
   bool unsynced_ = false;  // payloads were appended

@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "coordinator/ledger.h"
 #include "coordinator/plan.h"
+#include "coordinator/retention.h"
 #include "coordinator/step_record.h"
 #include "lib/base/clock.h"
 #include "lib/base/ids.h"
@@ -35,6 +36,7 @@ struct CoreRules {
   bool generation_durable = true;         // 14
   bool publish_committed_only = true;     // 16
   bool keep_two_checkpoints = true;       // 20
+  bool keep_needed_payloads = true;       // 20
 };
 
 struct CoreOptions {
@@ -49,9 +51,15 @@ struct CoreOptions {
   bool label_by_people = false;  // collect: labels come from a file
   bool eval_average = false;  // eval: ppo's averaged weights (ppo.ema_decay)
   std::string checkpoint_dir;
-  int32_t keep_last = 2;  // checkpoints per stage
+  CheckpointRetention checkpoints;
+  PayloadRetention payloads;
   double audit_fraction = 0;  // units that two actors compute
-  int32_t poison_after = 0;   // dead actors that make a unit suspect; 0 = off
+  int32_t actors = 0;         // that the run is meant to have; 0 = unknown
+  int32_t poison_after = 0;   // failures that make a unit suspect; 0 = off
+  int32_t give_up_after = 0;  // failures after which it is given up; 0 = never
+  // Committed steps that stay in memory in full; older ones that no restart
+  // can need are in the ledger only.
+  int64_t history_steps = 1024;
   CoreRules rules;
 };
 
@@ -128,6 +136,7 @@ struct JoinReply {
 struct BatchReply {
   std::vector<BatchUnit> units;  // in batch order
   std::string batch_sha256;
+  std::optional<double> kl_coef;  // an operator's, from this step on
 };
 
 struct CheckpointData {
@@ -183,7 +192,17 @@ struct AssignmentData {
   std::vector<SourceData> models;
 };
 
-enum class ControlCommand { kPause, kResume, kStop };
+// What happened, for parked calls, each of which waits for some of it only: a
+// thousand actors that wait for a stage's end shall not be asked again at
+// every submission.
+enum Change : unsigned {
+  kBatchChange = 1,  // a unit was accepted
+  kLeaseChange = 2,  // a unit is open again
+  kOtherChange = 4,  // anything else
+  kAnyChange = 7,
+};
+
+enum class ControlCommand { kPause, kResume, kStop, kKlCoef };
 
 // What the shell does after the rows of the same turn are durable.
 struct Effect {
@@ -191,12 +210,17 @@ struct Effect {
     kStepCommitted,   // stage, step: metrics and samples
     kStageComplete,   // stage: write its outputs, then FinishStage()
     kRunFailed,       // text, exit_code
+    // Carried out by CoreTurn itself:
+    kSegmentRemoved,  // segment: delete its file
+    kUnitGivenUp,     // submit, text: store a placeholder, RecordFailed()
   };
   Kind kind = Kind::kStepCommitted;
   int32_t stage = 0;
   int64_t step = 0;
   std::string text;
   int exit_code = 0;
+  int32_t segment = 0;
+  SubmitEvent submit = {};  // without payload
 };
 
 struct SessionView {
@@ -226,6 +250,7 @@ struct StatusView {
   int64_t units_submitted = 0;  // of steps that are not committed
   MetricList last_metrics;
   std::map<std::string, int32_t> wanted;  // processes, by role
+  std::vector<UnitFailedRow> failed_units;  // of the whole run
   std::string failure;
   int failure_exit_code = 0;
 };

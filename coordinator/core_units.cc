@@ -186,10 +186,9 @@ int64_t CoordinatorCore::StreamingCapacity() const {
   const int64_t width = stage.units_per_step();
   const int64_t committed_steps = committed();
   int64_t accepted = committed_steps * width;
-  for (const auto& [step, batch] : batches_) {
-    accepted += step > committed_steps
-                    ? static_cast<int64_t>(batch.units.size())
-                    : 0;
+  for (auto it = batches_.upper_bound(committed_steps); it != batches_.end();
+       ++it) {
+    accepted += static_cast<int64_t>(it->second.units.size());
   }
   for (const UnitKey& key : queue_) {
     // Too stale for the next step: will be dropped, so it is replaced.
@@ -282,7 +281,7 @@ absl::Status CoordinatorCore::Return(const CoreCaller& caller,
         lease->second.session == caller.session) {
       pending_.insert(lease->first);
       leases_.erase(lease);
-      Changed();
+      Changed(kLeaseChange);
     }
   }
   return absl::OkStatus();
@@ -348,7 +347,7 @@ absl::StatusOr<std::optional<SubmitResult>> CoordinatorCore::JudgeSubmit(
       if (found->second.sha256 == event.payload_sha256) {
         return SubmitResult::kDuplicate;
       }
-      if (plan_.IsStreaming(current_)) {
+      if (plan_.IsStreaming(current_) || failed_.contains(event.unit)) {
         return SubmitResult::kAlreadyConsumed;
       }
       // Two computations of one function disagree: somebody's numbers are
@@ -360,6 +359,9 @@ absl::StatusOr<std::optional<SubmitResult>> CoordinatorCore::JudgeSubmit(
       AddEvent("data loss", text);
       return absl::DataLossError(text);
     }
+  }
+  if (event.unit.stage == current_ && IsForgotten(key)) {
+    return SubmitResult::kAlreadyConsumed;
   }
   if (event.unit.stage != current_ ||
       (!pending_.contains(key) && !leases_.contains(key))) {
@@ -411,11 +413,13 @@ void CoordinatorCore::AcceptUnit(const SubmitEvent& event) {
   if (plan_.IsStreaming(current_)) {
     queue_.insert(key);
   }
-  deaths_.erase(key);
+  failing_.counts.erase(key);
+  failing_.in_a_row = 0;
+  book_.Add(row, plan_.IsStreaming(current_) ? 0 : key.first);
   submitted_in_step_[key.first] += submitted_.contains(key) ? 0 : 1;
   submitted_[key] = row;
   Record(std::move(row));
-  Changed();
+  Changed(kBatchChange);
   CheckStageComplete();
 }
 
@@ -480,9 +484,11 @@ bool CoordinatorCore::Freeze(int64_t step) {
     const UnitKey& key = fresh[i].second;
     batch.units.push_back({current_, key.first, key.second});
     queue_.erase(key);
+    book_.Settle(submitted_.at(key), step);
   }
   for (const UnitId& unit : batch.dropped) {
     queue_.erase({unit.step, unit.index});
+    book_.Settle(submitted_.at({unit.step, unit.index}), step);
   }
   batches_[step] = batch;
   Record(std::move(batch));
@@ -499,6 +505,7 @@ absl::StatusOr<std::optional<BatchReply>> CoordinatorCore::TakeBatch(
         "batch of stage ", stage, " step ", step, ": stage ", current_,
         " has committed ", done() ? 0 : committed(), " steps"));
   }
+  COX_RETURN_IF_ERROR(CheckRemembered(stage, step));
   if (paused_ && step == committed() + 1) {
     return std::optional<BatchReply>();
   }
@@ -509,9 +516,11 @@ absl::StatusOr<std::optional<BatchReply>> CoordinatorCore::TakeBatch(
   } else if (!StepIsComplete(step)) {
     return std::optional<BatchReply>();
   }
+  COX_RETURN_IF_ERROR(CheckPayloadsKept(stage, step));
   BatchReply reply;
   reply.units = ToBatchUnits(UnitsOfStep(stage, step));
   reply.batch_sha256 = BatchHash(reply.units);
+  reply.kl_coef = kl_coefs_.At(stage, step);
   return std::optional<BatchReply>(std::move(reply));
 }
 

@@ -35,7 +35,7 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
     const bool posted = host->Post([this, host, wait, request] {
       host->Park(wait, [this, host, request](bool expired) {
         return Attempt(*host, request, expired);
-      });
+      }, /*gone=*/nullptr, kBatchChange | kOtherChange);
     });
     if (!posted) {
       Finish(ToGrpc(BusyError()));
@@ -90,6 +90,9 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
     if (next_ == batch_.units.size()) {
       message_.Clear();
       message_.set_batch_sha256(batch_.batch_sha256);
+      if (batch_.kl_coef.has_value()) {
+        message_.set_kl_coef(*batch_.kl_coef);
+      }
       ended_ = true;
       StartWrite(&message_);
       return;

@@ -83,6 +83,16 @@ struct CheckpointRemovedRow {  // deletes a CheckpointRow
   int64_t step = 0;
   bool operator==(const CheckpointRemovedRow&) const = default;
 };
+struct SegmentRemovedRow {  // a segment file is deleted; its units' rows stay
+  int32_t segment = 0;
+  uint64_t bytes = 0;  // of payloads
+  bool operator==(const SegmentRemovedRow&) const = default;
+};
+struct UnitFailedRow {  // given up: its unit row has a placeholder's payload
+  UnitId id;
+  std::string why;
+  bool operator==(const UnitFailedRow&) const = default;
+};
 struct StageRow {  // replaces the stage's row
   int32_t stage = 0;
   std::string state;  // "running", "waiting for labels", "done"
@@ -99,15 +109,17 @@ struct EventRow {
 };
 struct ControlRow {  // an operator's command
   int64_t number = 0;
-  std::string command;  // "pause", "resume", "stop"
+  std::string command;  // "pause", "resume", "stop", "scale actor=3",
+                        // "kl_coef 4=0.02" (kl_control.h)
   int64_t effective_step = 0;
   bool operator==(const ControlRow&) const = default;
 };
 
 using LedgerRow =
     std::variant<MetaRow, GenerationRow, UnitRow, BatchRow, VersionRow,
-                 StepRow, CheckpointRow, CheckpointRemovedRow, StageRow,
-                 EventRow, ControlRow>;
+                 StepRow, CheckpointRow, CheckpointRemovedRow,
+                 SegmentRemovedRow, UnitFailedRow, StageRow, EventRow,
+                 ControlRow>;
 
 // Everything in the ledger; lists in order of their keys.
 struct LedgerState {
@@ -118,6 +130,8 @@ struct LedgerState {
   std::vector<VersionRow> versions;
   std::vector<StepRow> steps;
   std::vector<CheckpointRow> checkpoints;
+  std::vector<SegmentRemovedRow> removed_segments;
+  std::vector<UnitFailedRow> failed_units;
   std::vector<StageRow> stages;
   std::vector<EventRow> events;
   std::vector<ControlRow> controls;
@@ -145,6 +159,8 @@ struct LedgerRecord {
   std::vector<int64_t> step_txn;
   std::vector<int64_t> checkpoint_txn;
   std::vector<int64_t> event_txn;
+  std::vector<int64_t> removed_txn;
+  std::vector<int64_t> failed_txn;
   // Whether the rows are those that were written: false = the file is damaged.
   bool digest_ok = true;
   uint64_t sum_of_rows = 0;
@@ -157,6 +173,8 @@ class LedgerStore {
  public:
   virtual ~LedgerStore() = default;
   virtual Epoch epoch() const = 0;
+  // Number of the last committed transaction.
+  virtual int64_t last_transaction() const = 0;
   // All rows or none; durable when it returns OK. FAILED_PRECONDITION: a newer
   // epoch exists, exit. ALREADY_EXISTS: a unit, batch, version, step,
   // checkpoint, event or control row of that key is there (a bug of ours).

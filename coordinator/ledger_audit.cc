@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "coordinator/retirement_check.h"
 #include "coordinator/segments.h"
 #include "coordinator/step_record.h"
 #include "lib/base/hash.h"
@@ -144,7 +145,8 @@ class Audit {
     }
     for (const auto* txns :
          {&record_.unit_txn, &record_.batch_txn, &record_.version_txn,
-          &record_.step_txn, &record_.checkpoint_txn, &record_.event_txn}) {
+          &record_.step_txn, &record_.checkpoint_txn, &record_.event_txn,
+          &record_.removed_txn, &record_.failed_txn}) {
       for (const int64_t txn : *txns) {
         if (txn > number) {
           Bad(Invariant::kEpochs, absl::StrCat("a row of transaction ", txn),
@@ -391,11 +393,19 @@ class Audit {
     std::sort(order.begin(), order.end(),
               [&](size_t a, size_t b) { return place(a) < place(b); });
     std::map<int32_t, uint64_t> sizes;
+    const RetirementCheck retired(run_);
     const UnitRow* before = nullptr;
     for (const size_t i : order) {
       const UnitRow& row = state_.units[i];
       const PayloadRef& ref = row.payload;
       Count(Invariant::kNothingDeleted);
+      if (run_.IsRetired(row)) {
+        ++report_.retired_payloads;
+        if (const std::string why = retired.WhyNeeded(row); !why.empty()) {
+          Bad(Invariant::kNothingDeleted, Where(row), why);
+        }
+        continue;
+      }
       auto [size, first] = sizes.try_emplace(ref.segment, 0);
       if (first) {
         size->second =
@@ -514,7 +524,16 @@ class Audit {
   void CheckPayloads() {
     std::vector<const UnitRow*> rows;
     int64_t total = 0;
+    for (const UnitFailedRow& row : state_.failed_units) {
+      if (run_.FindUnit(row.id) == nullptr) {
+        Bad(Invariant::kFailedUnits, absl::StrCat("unit ", row.id.ToString()),
+            "given up, but no placeholder is recorded");
+      }
+    }
     for (const UnitRow& row : state_.units) {
+      if (run_.IsRetired(row)) {
+        continue;
+      }
       rows.push_back(&row);
       total += static_cast<int64_t>(row.payload.length);
     }
@@ -543,6 +562,13 @@ class Audit {
       Bad(Invariant::kPayloadHash, Where(row.id.stage, row.id.step),
           std::string(trajectories.status().message()), " ");
       return;
+    }
+    Count(Invariant::kFailedUnits);
+    const bool placeholder = IsPlaceholder(*trajectories);
+    if (placeholder != (run_.FindFailed(row.id) != nullptr)) {
+      Bad(Invariant::kFailedUnits, Where(row),
+          placeholder ? "a placeholder, but the unit was not given up"
+                      : "given up, but its payload has answers");
     }
     for (const Trajectory& t : *trajectories) {
       if (t.id.unit != row.id || t.policy_hash != row.policy_hash ||

@@ -32,6 +32,7 @@ enum class Invariant {
   kCheckpointOfStep,
   kConservation,
   kNothingDeleted,
+  kFailedUnits,
   kCount,
 };
 
@@ -49,6 +50,7 @@ struct AuditFinding {
 struct AuditReport {
   std::vector<AuditFinding> findings;  // one per Invariant, in their order
   int64_t payload_bytes = 0;           // read and hashed
+  int64_t retired_payloads = 0;        // deleted by retention
   bool ok() const;
   const AuditFinding& of(Invariant invariant) const {
     return findings[static_cast<size_t>(invariant)];

@@ -85,6 +85,24 @@ const UnitRow* RecordedRun::FindUnit(const UnitId& id) const {
   return Find(state().units, id, [](const UnitRow& row) { return row.id; });
 }
 
+const UnitFailedRow* RecordedRun::FindFailed(const UnitId& id) const {
+  return Find(state().failed_units, id,
+              [](const UnitFailedRow& row) { return row.id; });
+}
+
+bool RecordedRun::IsRetired(const UnitRow& unit) const {
+  return Find(state().removed_segments, unit.payload.segment,
+              [](const SegmentRemovedRow& row) { return row.segment; }) !=
+         nullptr;
+}
+
+bool RecordedRun::IsRetired(int32_t stage, int64_t step) const {
+  const absl::StatusOr<std::vector<UnitRow>> units = UnitsOfStep(stage, step);
+  return units.ok() &&
+         std::any_of(units->begin(), units->end(),
+                     [this](const UnitRow& unit) { return IsRetired(unit); });
+}
+
 const StepRow* RecordedRun::FindStep(int32_t stage, int64_t step) const {
   return Find(state().steps, std::pair(stage, step), [](const StepRow& row) {
     return std::pair(row.stage, row.step);
@@ -157,6 +175,13 @@ absl::StatusOr<std::vector<UnitRow>> RecordedRun::UnitsOfStep(
 
 absl::StatusOr<std::vector<Trajectory>> RecordedRun::ReadUnit(
     const UnitRow& unit) const {
+  if (IsRetired(unit)) {
+    return absl::NotFoundError(absl::StrCat(
+        "unit ", unit.id.ToString(), ": payload of ", StageName(unit.id.stage),
+        " step ", unit.id.step, " retired: segment ", unit.payload.segment,
+        " was deleted when newer checkpoints made it needless "
+        "(log.keep_payload_bytes)"));
+  }
   absl::StatusOr<std::string> bytes =
       ReadPayload(*fs_, SegmentsDir(), unit.payload, unit.sha256);
   COX_RETURN_IF_ERROR(
@@ -165,6 +190,14 @@ absl::StatusOr<std::vector<Trajectory>> RecordedRun::ReadUnit(
   COX_RETURN_IF_ERROR(
       Annotate(rows.status(), absl::StrCat("unit ", unit.id.ToString())));
   return rows;
+}
+
+bool IsPlaceholder(const std::vector<Trajectory>& trajectories) {
+  return std::all_of(trajectories.begin(), trajectories.end(),
+                     [](const Trajectory& t) {
+                       return t.finish == FinishReason::kAbort &&
+                              t.response_ids.empty();
+                     });
 }
 
 absl::StatusOr<UnitId> ParseUnitId(const std::string& text) {

@@ -40,6 +40,11 @@ class RecordedRun {
 
   // nullptr = no such row.
   const UnitRow* FindUnit(const UnitId& id) const;
+  const UnitFailedRow* FindFailed(const UnitId& id) const;
+  // Whether the unit's payload was deleted with its segment (retention).
+  bool IsRetired(const UnitRow& unit) const;
+  // The same for a step: any of its units.
+  bool IsRetired(int32_t stage, int64_t step) const;
   const StepRow* FindStep(int32_t stage, int64_t step) const;
   const BatchRow* FindBatch(int32_t stage, int64_t step) const;
   const VersionRow* FindVersion(const std::string& model,
@@ -56,7 +61,8 @@ class RecordedRun {
   // without a row.
   absl::StatusOr<std::vector<UnitRow>> UnitsOfStep(int32_t stage,
                                                    int64_t step) const;
-  // Parsed payload. DATA_LOSS names segment and place.
+  // Parsed payload. NOT_FOUND: it is retired. DATA_LOSS names segment and
+  // place.
   absl::StatusOr<std::vector<Trajectory>> ReadUnit(const UnitRow& unit) const;
 
  private:
@@ -70,6 +76,9 @@ class RecordedRun {
   LedgerRecord record_;
   RunPlan plan_;
 };
+
+// Whether a unit's payload is that of one that was given up: no answer at all.
+bool IsPlaceholder(const std::vector<Trajectory>& trajectories);
 
 // "s4.12.3" and "s4.12.3/5.0". INVALID_ARGUMENT shows the form.
 absl::StatusOr<UnitId> ParseUnitId(const std::string& text);

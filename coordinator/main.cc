@@ -1,6 +1,6 @@
 // cox-coordinator --config FILE [a.b.c=value ...] [--run-dir DIR] [--host H]
 //                 [--port N] [--http-host H] [--http-port N] [--advertise H]
-//                 [--tls DIR] [--die-with-parent]
+//                 [--tls DIR] [--pod-deletion-costs] [--die-with-parent]
 //
 // Start: configuration, lock, ledger epoch, tokenizer, prompts, then ports.
 // SIGTERM: answers what waits, lets open calls finish, closes the ledger, 0.
@@ -36,6 +36,7 @@ constexpr char kUsage[] =
     "  --http-host HOST   of /livez, /readyz, /metrics (that of --host)\n"
     "  --http-port N      port of /livez, /readyz, /metrics (0 = any)\n"
     "  --stay             after the last stage serve on until SIGTERM\n"
+    "  --pod-deletion-costs  tell the cluster which actor pods are idle\n"
     "  --die-with-parent  end when the parent process ends\n";
 
 struct Flags {
@@ -62,6 +63,10 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
     }
     if (name == "--stay") {
       flags.stay = true;
+      continue;
+    }
+    if (name == "--pod-deletion-costs") {
+      flags.coordinator.pod_deletion_costs = true;
       continue;
     }
     if (name == "--help") {

@@ -13,6 +13,8 @@ auto Key(const VersionRow& r) { return std::make_tuple(r.model, r.version); }
 auto Key(const StepRow& r) { return std::make_tuple(r.stage, r.step); }
 auto Key(const CheckpointRow& r) { return std::make_tuple(r.stage, r.step); }
 auto Key(const StageRow& r) { return r.stage; }
+auto Key(const SegmentRemovedRow& r) { return r.segment; }
+auto Key(const UnitFailedRow& r) { return r.id; }
 auto Key(const EventRow& r) { return r.number; }
 auto Key(const ControlRow& r) { return r.number; }
 
@@ -65,6 +67,12 @@ struct Writer {
     });
     return absl::OkStatus();
   }
+  absl::Status operator()(const SegmentRemovedRow& row) {
+    return Insert(state.removed_segments, row);
+  }
+  absl::Status operator()(const UnitFailedRow& row) {
+    return Insert(state.failed_units, row);
+  }
   absl::Status operator()(const StageRow& row) {
     auto place = Place(state.stages, row);
     if (place != state.stages.end() && place->stage == row.stage) {
@@ -116,6 +124,12 @@ struct Collides {
   bool operator()(const CheckpointRow& row) const {
     return In(state.checkpoints, row);
   }
+  bool operator()(const SegmentRemovedRow& row) const {
+    return In(state.removed_segments, row);
+  }
+  bool operator()(const UnitFailedRow& row) const {
+    return In(state.failed_units, row);
+  }
   bool operator()(const EventRow& row) const { return In(state.events, row); }
   bool operator()(const ControlRow& row) const {
     return In(state.controls, row);
@@ -129,6 +143,7 @@ class MemoryLedger : public LedgerStore {
     epoch_ = disk_->epoch;
   }
   Epoch epoch() const override { return epoch_; }
+  int64_t last_transaction() const override { return disk_->transactions; }
   absl::Status CheckFence() override {
     if (disk_->epoch != epoch_ && disk_->fenced) {
       return absl::FailedPreconditionError(
@@ -159,6 +174,7 @@ class MemoryLedger : public LedgerStore {
     if (disk_->commits_left > 0) {
       --disk_->commits_left;
     }
+    ++disk_->transactions;
     return absl::OkStatus();
   }
   absl::StatusOr<LedgerState> Load() override { return disk_->state; }
@@ -177,6 +193,7 @@ void MemoryDisk::Crash(CounterRng& rng) {
   }
   const uint64_t kept = rng.NextBelow(unsynced.size() + 1);
   state = std::move(durable);
+  transactions -= static_cast<int64_t>(unsynced.size() - kept);
   for (size_t i = 0; i < kept; ++i) {
     for (const LedgerRow& row : unsynced[i]) {
       COX_CHECK(std::visit(Writer{state}, row).ok());

@@ -17,6 +17,7 @@ namespace cox {
 struct MemoryDisk {
   Epoch epoch;
   LedgerState state;
+  int64_t transactions = 0;
   // Commits from now on that still succeed; negative = all.
   int64_t commits_left = -1;
   // Rules 1 and 2 of docs/durability.md; false only in the test that shows

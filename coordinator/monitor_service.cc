@@ -56,6 +56,12 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Status(
         for (const auto& [role, replicas] : view.wanted) {
           (*response->mutable_wanted())[role] = replicas;
         }
+        for (const UnitFailedRow& row : view.failed_units) {
+          if (response->units_given_up_size() < kMaxRows) {
+            response->add_units_given_up(
+                absl::StrCat(row.id.ToString(), ": ", row.why));
+          }
+        }
         response->set_failure(view.failure);
         response->set_failure_exit_code(view.failure_exit_code);
         return absl::OkStatus();
@@ -75,7 +81,7 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Metrics(
           }
           const std::string kind(StageKindName(core.plan().stage(stage).kind));
           const auto add = [&](int64_t step, const MetricList& metrics) {
-            if (step <= request->after_step() ||
+            if (step <= request->after_step() || metrics.empty() ||
                 response->rows_size() >= kMaxRows) {
               return;
             }
@@ -129,8 +135,16 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Samples(
     reactor->Finish(ToGrpc(samples.status()));
   };
   const bool posted = service_.host->Post([this, reactor, request, read] {
-    std::vector<UnitRow> units = service_.host->core().UnitsOfStep(
-        request->stage(), request->step());
+    const CoordinatorCore& core = service_.host->core();
+    if (const absl::Status kept =
+            core.CheckPayloadsKept(request->stage(), request->step());
+        !kept.ok()) {
+      // For whoever only looks, nothing is lost.
+      reactor->Finish(ToGrpc(absl::NotFoundError(kept.message())));
+      return;
+    }
+    std::vector<UnitRow> units =
+        core.UnitsOfStep(request->stage(), request->step());
     if (!service_.host->PostIo(
             [read, units = std::move(units)] { read(units); })) {
       reactor->Finish(ToGrpc(BusyError()));

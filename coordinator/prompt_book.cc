@@ -124,4 +124,26 @@ absl::StatusOr<int64_t> PromptBook::CheckUnit(
   return trajectories[0].version.step;
 }
 
+absl::StatusOr<std::string> PromptBook::Placeholder(
+    const UnitId& unit, const std::string& policy_hash,
+    int64_t version_step) const {
+  std::vector<Trajectory> rows;
+  const int32_t samples = SamplesPerPrompt(unit);
+  int32_t place = 0;
+  for (const BookPrompt& prompt : ForUnit(unit)) {
+    for (int32_t sample = 0; sample < samples; ++sample) {
+      Trajectory& row = rows.emplace_back();
+      row.id = {unit, place, sample};
+      row.prompt_id = prompt.prompt_id;
+      row.prompt_ids = prompt.ids;
+      row.instruction_ids = prompt.instruction_ids;
+      row.finish = FinishReason::kAbort;
+      row.policy_hash = policy_hash;
+      row.version = {unit.stage, version_step};
+    }
+    ++place;
+  }
+  return SerializeUnit(rows);
+}
+
 }  // namespace cox

@@ -48,6 +48,13 @@ class PromptBook {
       const UnitId& unit, const std::string& policy_hash,
       const std::vector<Trajectory>& trajectories) const;
 
+  // The payload of a unit that is given up: every sample without an answer
+  // (FinishReason::kAbort), so that nothing is trained on it. REQUIRES: the
+  // plan has the unit.
+  absl::StatusOr<std::string> Placeholder(const UnitId& unit,
+                                          const std::string& policy_hash,
+                                          int64_t version_step) const;
+
  private:
   absl::Status CheckTrajectory(const Trajectory& trajectory) const;
 

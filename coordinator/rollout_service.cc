@@ -18,6 +18,7 @@ using cox::v1::SubmitUnitResponse;
 
 // Over all streams; beyond it actors are told to slow down.
 constexpr int64_t kMaxReceivingBytes = int64_t{256} << 20;
+constexpr size_t kMaxReason = 512;  // bytes of an actor's explanation
 
 void FillGrant(const LeaseGrant& grant, const PromptBook& prompts,
                cox::v1::LeasedUnit* out) {
@@ -100,6 +101,7 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
     reserved_ = bytes;
     payload_.reserve(header_.payload_bytes());
     started_ = true;
+    span_ = ServerSpan(*context_, "SubmitUnit");
     return absl::OkStatus();
   }
 
@@ -160,6 +162,7 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
                     ? SubmitUnitResponse::DUPLICATE
                     : SubmitUnitResponse::ALREADY_CONSUMED);
           }
+          if (span_ != nullptr) span_->End();
           Finish(ToGrpc(result.status()));
         });
     return posted ? absl::OkStatus() : BusyError();
@@ -174,6 +177,7 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
   std::string payload_;
   bool started_ = false;
   int64_t reserved_ = 0;
+  std::shared_ptr<OpenSpan> span_;
 };
 
 }  // namespace
@@ -184,7 +188,7 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::LeaseUnits(
     cox::v1::LeaseUnitsResponse* response) {
   return RunPoll(
       service_, context, request->caller(), "RolloutService.LeaseUnits",
-      request->wait_ms(),
+      request->wait_ms(), kLeaseChange | kOtherChange,
       [this, request, response](
           CoordinatorCore& core) -> absl::StatusOr<bool> {
         if (request->max_units() < 1 ||
@@ -236,6 +240,10 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::ReturnUnits(
       [request](CoordinatorCore& core) -> absl::Status {
         COX_ASSIGN_OR_RETURN(const std::vector<UnitId> units,
                              FromWire(request->units()));
+        if (!request->failed().empty()) {
+          return core.ReturnFailed(ToCore(request->caller()), units,
+                                   request->failed().substr(0, kMaxReason));
+        }
         return core.Return(ToCore(request->caller()), units);
       });
 }

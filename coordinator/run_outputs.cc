@@ -119,7 +119,8 @@ absl::Status RunOutputs::OpenFiles(const CoordinatorCore& core) {
   // A crash between the commit and the line lost the line only.
   for (int32_t stage = 0; stage < core.plan().num_stages(); ++stage) {
     for (const StepRow& row : core.Steps(stage)) {
-      if (!present.contains({KindOf(core, stage), row.step})) {
+      if (!row.metrics.empty() &&
+          !present.contains({KindOf(core, stage), row.step})) {
         COX_RETURN_IF_ERROR(writer_->Append(KindOf(core, stage), row.step,
                                             ToMap(row.metrics)));
       }
@@ -147,6 +148,9 @@ void RunOutputs::OnEffect(CoordinatorCore& core, const Effect& effect) {
       if (options_.on_failure) {
         options_.on_failure(effect.text, effect.exit_code);
       }
+      break;
+    case Effect::Kind::kSegmentRemoved:  // CoreTurn's
+    case Effect::Kind::kUnitGivenUp:
       break;
   }
 }

@@ -55,15 +55,15 @@ struct SampleText {
 };
 
 // Methods run on the core thread, except metrics() and ReadSamples().
-class RunOutputs : public EffectHandler {
+class RunOutputs {
  public:
   // Brings metrics.jsonl up to the ledger's steps.
   static absl::StatusOr<std::unique_ptr<RunOutputs>> Open(
       Fs& fs, RunOutputsOptions options, const SegmentStore* segments,
       DecodeFunction decode, const CoordinatorCore& core);
 
-  void OnEffect(CoordinatorCore& core, const Effect& effect) override;
-  void OnTick(CoordinatorCore& core) override;
+  void OnEffect(CoordinatorCore& core, const Effect& effect);
+  void OnTick(CoordinatorCore& core);
 
   PrometheusRegistry& metrics() { return metrics_; }
   // Reads payloads; for the thread that may block.

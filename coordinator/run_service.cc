@@ -143,7 +143,7 @@ grpc::ServerUnaryReactor* RunServiceImpl::Heartbeat(
     cox::v1::HeartbeatResponse* response) {
   return RunUnary(
       service_, context, request->caller(), "RunService.Heartbeat",
-      [request, response](CoordinatorCore& core) -> absl::Status {
+      [this, request, response](CoordinatorCore& core) -> absl::Status {
         constexpr int kMaxHeld = 4096;
         if (request->held_size() > kMaxHeld || request->state().size() > 512 ||
             request->waiting_for().size() > 512) {
@@ -157,6 +157,10 @@ grpc::ServerUnaryReactor* RunServiceImpl::Heartbeat(
         event.held = {request->held().begin(), request->held().end()};
         event.rss_bytes = request->rss_bytes();
         COX_ASSIGN_OR_RETURN(const bool stop, core.Heartbeat(event));
+        if (service_.traces != nullptr && !request->spans().empty()) {
+          COX_RETURN_IF_ERROR(service_.traces->Add(request->caller().name(),
+                                                   request->spans()));
+        }
         response->set_epoch(core.epoch().value);
         response->set_stop(stop);
         return absl::OkStatus();
@@ -168,7 +172,7 @@ grpc::ServerUnaryReactor* RunServiceImpl::GetAssignment(
     const cox::v1::GetAssignmentRequest* request, Assignment* response) {
   return RunPoll(
       service_, context, request->caller(), "RunService.GetAssignment",
-      request->wait_ms(),
+      request->wait_ms(), kOtherChange,
       [request, response](CoordinatorCore& core) -> absl::StatusOr<bool> {
         COX_ASSIGN_OR_RETURN(const AssignmentData a,
                              core.GetAssignment(ToCore(request->caller())));
@@ -183,7 +187,7 @@ grpc::ServerUnaryReactor* RunServiceImpl::JoinGroup(
     cox::v1::JoinGroupResponse* response) {
   return RunPoll(
       service_, context, request->caller(), "RunService.JoinGroup",
-      request->wait_ms(),
+      request->wait_ms(), kOtherChange,
       [request, response](CoordinatorCore& core) -> absl::StatusOr<bool> {
         COX_ASSIGN_OR_RETURN(
             const JoinReply reply,

@@ -15,6 +15,7 @@
 #include "lib/data/dataset.h"
 #include "lib/weights/model_folder.h"
 #include "lib/engine/model_config.h"
+#include "lib/metrics/registry.h"
 #include "lib/rpc/proto_convert.h"
 #include "nlohmann/json.hpp"
 
@@ -323,10 +324,27 @@ CoreOptions MakeCoreOptions(const cox::v1::RunConfig& config,
   options.checkpoint_dir = config.checkpoint().dir().empty()
                                ? JoinPath(run_dir, "checkpoints")
                                : config.checkpoint().dir();
-  options.keep_last = config.checkpoint().keep_last();
+  options.checkpoints = RetentionOf(config.checkpoint());
+  options.payloads.bytes =
+      static_cast<uint64_t>(config.log().keep_payload_bytes());
+  options.payloads.steps = config.log().keep_payload_steps();
   options.audit_fraction = config.audit().fraction();
+  options.actors = config.roles().actors();
   options.poison_after = config.audit().poison_after();
+  options.give_up_after = config.audit().give_up_after();
   return options;
+}
+
+absl::Status CheckBestMetric(const cox::v1::CheckpointSettings& settings) {
+  const MetricInfo* metric = FindMetric(settings.best_metric());
+  if (settings.keep_best() > 0 &&
+      (metric == nullptr || metric->name != settings.best_metric())) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "checkpoint.best_metric: the name of a metric expected (`cox explain` "
+        "lists them), found '",
+        settings.best_metric(), "'"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckSameRun(const LedgerState& state, const std::string& hash,
@@ -352,6 +370,13 @@ absl::Status CheckSameRun(const LedgerState& state, const std::string& hash,
 }
 
 }  // namespace
+
+CheckpointRetention RetentionOf(const cox::v1::CheckpointSettings& settings) {
+  return {.keep_last = settings.keep_last(),
+          .keep_best = settings.keep_best(),
+          .best_metric = settings.best_metric(),
+          .best_is_highest = settings.best_mode() != "min"};
+}
 
 DecodeFunction MakeDecode(std::shared_ptr<const Tokenizer> tokenizer) {
   if (tokenizer == nullptr) {
@@ -387,6 +412,7 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
   run.config = config;
   run.run_dir = run_dir;
   run.config_hash = ConfigHash(config);
+  COX_RETURN_IF_ERROR(CheckBestMetric(config.checkpoint()));
   run.core_options = MakeCoreOptions(config, run_dir);
   COX_RETURN_IF_ERROR(fs.MakeDirs(run_dir, 0700));
   COX_ASSIGN_OR_RETURN(run.ledger,
@@ -407,8 +433,14 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
   COX_RETURN_IF_ERROR(PreparePlan(fs, run));
   SegmentStore::Options segments;
   segments.dir = JoinPath(run_dir, "segments");
-  COX_ASSIGN_OR_RETURN(
-      run.segments, SegmentStore::Open(fs, segments, run.state.units));
+  // Whole segments are deleted: several fit into the budget.
+  segments.segment_bytes = std::clamp<uint64_t>(
+      run.core_options.payloads.bytes / 8, uint64_t{16} << 10,
+      segments.segment_bytes);
+  COX_ASSIGN_OR_RETURN(run.segments,
+                       SegmentStore::Open(fs, segments, run.state.units,
+                                          run.state.removed_segments,
+                                          run.ledger->last_transaction()));
   const std::string yaml = PrintConfig(config);
   COX_RETURN_IF_ERROR(
       WriteFileDurably(fs, JoinPath(run_dir, "config.yaml"), yaml));

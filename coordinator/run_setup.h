@@ -57,6 +57,8 @@ absl::StatusOr<PreparedRun> DescribeRun(Fs& fs,
                                         const cox::v1::RunConfig& config,
                                         const std::string& run_dir);
 
+CheckpointRetention RetentionOf(const cox::v1::CheckpointSettings& settings);
+
 // Special tokens removed; empty function without a tokenizer.
 DecodeFunction MakeDecode(std::shared_ptr<const Tokenizer> tokenizer);
 

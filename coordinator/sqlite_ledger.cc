@@ -1,11 +1,16 @@
 // The ledger as one SQLite database beside its write-ahead log.
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "coordinator/ledger.h"
 #include "coordinator/sqlite_rows.h"
+#include "coordinator/wal_check.h"
 #include "lib/base/fs.h"
+#include "lib/base/log.h"
 
 namespace cox {
 namespace {
@@ -55,6 +60,13 @@ CREATE TABLE IF NOT EXISTS event(
 CREATE TABLE IF NOT EXISTS control(
   number INTEGER PRIMARY KEY, command TEXT NOT NULL,
   effective_step INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS segment_removed(
+  segment INTEGER PRIMARY KEY, bytes INTEGER NOT NULL,
+  txn INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS unit_failed(
+  stage INTEGER, step INTEGER, idx INTEGER, why TEXT NOT NULL,
+  txn INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY(stage, step, idx)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS digest(
   id INTEGER PRIMARY KEY CHECK (id = 1), value INTEGER NOT NULL);
 )sql";
@@ -81,6 +93,7 @@ class SqliteLedger : public LedgerStore {
   }
 
   Epoch epoch() const override { return epoch_; }
+  int64_t last_transaction() const override { return txn_; }
 
   absl::Status CheckFence() override {
     absl::StatusOr<int64_t> found = db_.Scalar("SELECT epoch FROM fence");
@@ -129,6 +142,13 @@ class SqliteLedger : public LedgerStore {
   // ended at a failed sync: the log then lies in the page cache, looks whole,
   // and no later sync writes it. Copied into the database it is written anew.
   absl::Status MakeDurable() {
+    // The log begins anew, so that no frame of an earlier incarnation lies
+    // behind those of this one (wal_check.h). A reader may prevent that.
+    COX_ASSIGN_OR_RETURN(const int64_t read,
+                         db_.Scalar("PRAGMA wal_checkpoint(TRUNCATE)"));
+    if (read == 0) {
+      return absl::OkStatus();
+    }
     COX_ASSIGN_OR_RETURN(const int64_t busy,
                          db_.Scalar("PRAGMA wal_checkpoint(FULL)"));
     return busy == 0 ? absl::OkStatus()
@@ -186,7 +206,7 @@ class SqliteLedger : public LedgerStore {
     COX_ASSIGN_OR_RETURN(
         const int64_t tables,
         db_.Scalar("SELECT COUNT(*) FROM sqlite_master WHERE name='unit'"));
-    if (tables > 0 && format < kLedgerFormat) {
+    if (tables > 0 && format < 1) {
       COX_RETURN_IF_ERROR(db_.Execute(kUpgrade));
     }
     COX_RETURN_IF_ERROR(db_.Execute(kSchema));
@@ -385,6 +405,22 @@ class SqliteLedger : public LedgerStore {
                        .Bind(r.total_steps)
                        .Bind(MetricsText(r.metrics)));
   }
+  absl::Status Write(const SegmentRemovedRow& r) {
+    return Add("segment_removed",
+               db_.Prepare("INSERT INTO segment_removed VALUES(?,?,?)")
+                   .Bind(int64_t{r.segment})
+                   .Bind(static_cast<int64_t>(r.bytes))
+                   .Bind(txn_));
+  }
+  absl::Status Write(const UnitFailedRow& r) {
+    return Add("unit_failed",
+               db_.Prepare("INSERT INTO unit_failed VALUES(?,?,?,?,?)")
+                   .Bind(int64_t{r.id.stage})
+                   .Bind(r.id.step)
+                   .Bind(int64_t{r.id.index})
+                   .Bind(r.why)
+                   .Bind(txn_));
+  }
   absl::Status Write(const EventRow& r) {
     return Add("event",
                db_.Prepare("INSERT INTO event VALUES(?,?,?,?,?)")
@@ -423,12 +459,55 @@ std::string FileUri(const std::string& path) {
   return uri + "?immutable=1";
 }
 
+absl::Status WriteAt(const std::string& path,
+                     const std::vector<WalFix>& fixes) {
+  const int fd = open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) {
+    return absl::InternalError(absl::StrCat(path, ": cannot be opened"));
+  }
+  bool ok = true;
+  for (const WalFix& fix : fixes) {
+    ok = ok && pwrite(fd, fix.bytes.data(), fix.bytes.size(),
+                      static_cast<off_t>(fix.offset)) ==
+                   static_cast<ssize_t>(fix.bytes.size());
+  }
+  ok = ok && fdatasync(fd) == 0;
+  close(fd);
+  return ok ? absl::OkStatus()
+            : absl::InternalError(absl::StrCat(path, ": cannot be written"));
+}
+
+// SQLite would take a damaged frame for the end of the log.
+absl::Status MendWal(const std::string& path) {
+  Fs& fs = Fs::Real();
+  absl::Status damaged;
+  // An incarnation that still runs may write meanwhile: a bad verdict counts
+  // when it is found twice.
+  for (int look = 0; look < 2 && fs.Exists(path); ++look) {
+    COX_ASSIGN_OR_RETURN(const std::string wal, fs.ReadAll(path));
+    const absl::StatusOr<std::vector<WalFix>> fixes = CheckWal(wal);
+    if (fixes.ok()) {
+      if (!fixes->empty()) {
+        LogWarning("damaged words of the ledger's log were put right",
+                   {{"file", path}, Field("words", fixes->size())});
+        return WriteAt(path, *fixes);
+      }
+      return absl::OkStatus();
+    }
+    damaged = absl::DataLossError(absl::StrCat(
+        path, ": ", std::string(fixes.status().message()),
+        ". Put back ledger.db and ledger.db-wal from a copy, or start a new "
+        "run directory from a checkpoint"));
+  }
+  return damaged;
+}
+
 absl::StatusOr<LedgerRecord> ReadTables(SqliteDb& db) {
   COX_RETURN_IF_ERROR(db.Execute("BEGIN"));
   COX_ASSIGN_OR_RETURN(const int64_t format, db.Scalar("PRAGMA user_version"));
-  if (format != kLedgerFormat) {
+  if (format < 1 || format > kLedgerFormat) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "ledger: format ", kLedgerFormat, " expected, found ", format,
+        "ledger: format 1 to ", kLedgerFormat, " expected, found ", format,
         "; resuming the run converts an older one"));
   }
   return LoadRecord(db);
@@ -438,6 +517,7 @@ absl::StatusOr<LedgerRecord> ReadTables(SqliteDb& db) {
 
 absl::StatusOr<std::unique_ptr<LedgerStore>> OpenSqliteLedger(
     const std::string& path) {
+  COX_RETURN_IF_ERROR(MendWal(path + "-wal"));
   auto ledger = std::make_unique<SqliteLedger>();
   COX_RETURN_IF_ERROR(ledger->Open(path));
   return ledger;

@@ -181,12 +181,44 @@ absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
       });
 }
 
-// A ledger of a build without digests has none.
-absl::Status ReadDigest(SqliteDb& db, LedgerRecord& record) {
+absl::StatusOr<bool> HasTable(SqliteDb& db, const std::string& name) {
   COX_ASSIGN_OR_RETURN(
       const int64_t tables,
-      db.Scalar("SELECT COUNT(*) FROM sqlite_master WHERE name='digest'"));
-  if (tables == 0) {
+      db.Scalar(absl::StrCat(
+          "SELECT COUNT(*) FROM sqlite_master WHERE name='", name, "'")));
+  return tables > 0;
+}
+
+// What is missing because nobody needs it, or because nobody could make it.
+absl::Status LoadMissing(SqliteDb& db, LedgerRecord& record) {
+  COX_ASSIGN_OR_RETURN(const bool there, HasTable(db, "segment_removed"));
+  if (!there) {
+    return absl::OkStatus();  // format 1
+  }
+  COX_RETURN_IF_ERROR(ForEach(
+      db, record.sum_of_rows, "segment_removed",
+      "SELECT segment,bytes,txn FROM segment_removed ORDER BY segment",
+      [&](SqliteQuery& q) {
+        record.state.removed_segments.push_back(
+            {q.Int32(0), static_cast<uint64_t>(q.Int(1))});
+        record.removed_txn.push_back(q.Int(2));
+        return absl::OkStatus();
+      }));
+  return ForEach(
+      db, record.sum_of_rows, "unit_failed",
+      "SELECT stage,step,idx,why,txn FROM unit_failed ORDER BY stage,step,idx",
+      [&](SqliteQuery& q) {
+        record.state.failed_units.push_back(
+            {{q.Int32(0), q.Int(1), q.Int32(2)}, q.Text(3)});
+        record.failed_txn.push_back(q.Int(4));
+        return absl::OkStatus();
+      });
+}
+
+// A ledger of a build without digests has none.
+absl::Status ReadDigest(SqliteDb& db, LedgerRecord& record) {
+  COX_ASSIGN_OR_RETURN(const bool there, HasTable(db, "digest"));
+  if (!there) {
     return absl::OkStatus();
   }
   SqliteQuery query = db.Prepare("SELECT value FROM digest");
@@ -379,6 +411,7 @@ absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db) {
   COX_RETURN_IF_ERROR(LoadUnits(db, record));
   COX_RETURN_IF_ERROR(LoadSteps(db, record));
   COX_RETURN_IF_ERROR(LoadRest(db, record));
+  COX_RETURN_IF_ERROR(LoadMissing(db, record));
   COX_RETURN_IF_ERROR(ForEach(
       db, record.sum_of_rows, "txn",
       "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",

@@ -94,8 +94,9 @@ absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db);
 uint64_t LedgerDigest(uint64_t sum_of_rows, Epoch epoch,
                       Generation generation);
 
-// The version of the tables (PRAGMA user_version) that this build writes.
-inline constexpr int64_t kLedgerFormat = 1;
+// The version of the tables (PRAGMA user_version) that this build writes: 1
+// numbers transactions, 2 has removed segments and failed units.
+inline constexpr int64_t kLedgerFormat = 2;
 
 }  // namespace cox
 

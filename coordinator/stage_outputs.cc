@@ -37,6 +37,18 @@ std::vector<Group> GroupByPrompt(const std::vector<OutputUnit>& units) {
   return groups;
 }
 
+// Without those of units that were given up: nobody can rank no answers.
+std::vector<Group> AnsweredGroups(const std::vector<OutputUnit>& units) {
+  std::vector<Group> groups = GroupByPrompt(units);
+  std::erase_if(groups, [](const Group& group) {
+    return std::all_of(group.samples.begin(), group.samples.end(),
+                       [](const Trajectory* sample) {
+                         return sample->finish == FinishReason::kAbort;
+                       });
+  });
+  return groups;
+}
+
 std::optional<double> Part(const Trajectory& trajectory,
                            std::string_view name) {
   for (const auto& [part, value] : trajectory.reward_parts) {
@@ -165,7 +177,7 @@ absl::StatusOr<CollectFiles> MakeCollectFiles(
 std::string MakeLabelRequests(const std::vector<OutputUnit>& units,
                               const DecodeFunction& decode) {
   std::string out;
-  for (const Group& group : GroupByPrompt(units)) {
+  for (const Group& group : AnsweredGroups(units)) {
     Json row;
     row["prompt_id"] = group.prompt_id;
     row["prompt"] = ReadablePrompt(*group.samples.front(), decode);
@@ -224,7 +236,7 @@ absl::StatusOr<std::pair<uint64_t, std::vector<int>>> ParseLabel(
 absl::StatusOr<CollectFiles> MakeLabelledFiles(
     const CollectOptions& options, const std::vector<OutputUnit>& units,
     std::string_view labels_jsonl, const DecodeFunction& decode) {
-  const std::vector<Group> groups = GroupByPrompt(units);
+  const std::vector<Group> groups = AnsweredGroups(units);
   std::map<uint64_t, size_t> samples_of;
   for (const Group& group : groups) {
     samples_of[group.prompt_id] = group.samples.size();
@@ -278,6 +290,9 @@ struct Column {
 };
 
 void Measure(const Trajectory& sample, Column& column) {
+  if (sample.finish == FinishReason::kAbort) {
+    return;
+  }
   ++column.count;
   if (const auto gold = Part(sample, "gold")) {
     column.gold.push_back(*gold);

@@ -69,7 +69,7 @@ class WatchStream : public grpc::ServerWriteReactor<cox::v1::VersionSource> {
         std::clamp(left, absl::ZeroDuration(), absl::Seconds(1));
     host.Park(wait, [this, &host, last = left <= wait](bool expired) {
       return Attempt(host, expired, last);
-    });
+    }, /*gone=*/nullptr, kOtherChange);
   }
   bool Attempt(CoreHost& host, bool expired, bool last) {
     if (context_->IsCancelled() ||

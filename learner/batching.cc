@@ -5,6 +5,9 @@
 #include <limits>
 #include <string_view>
 
+#include "absl/strings/str_cat.h"
+#include "lib/base/rng.h"
+
 namespace cox {
 
 TokenBatch MakeTokenBatch(std::span<const Sequence* const> rows) {
@@ -38,6 +41,18 @@ TokenBatch MakeTokenBatch(std::span<const Sequence* const> rows) {
   return batch;
 }
 
+void AddDropout(const DropoutOptions& options, int64_t step,
+                std::span<const int64_t> places, TokenBatch* batch) {
+  if (options.rate == 0) return;
+  batch->dropout = options.rate;
+  CounterRng rng(options.seed,
+                 absl::StrCat("dropout/", options.stage, "/", step));
+  for (const int64_t place : places) {
+    rng.Seek(static_cast<uint64_t>(place));
+    batch->dropout_keys.push_back(rng.NextUint64());
+  }
+}
+
 absl::Status ForMicroBatches(
     std::span<const int64_t> rows, int64_t micro,
     const std::function<absl::Status(std::span<const int64_t>)>& body) {
@@ -64,10 +79,12 @@ bool AnyNonFinite(std::span<const float> values) {
                      [](float x) { return !std::isfinite(x); });
 }
 
-void PoisonGradient(TrainEngine& engine) {
+absl::Status PoisonGradient(TrainEngine& engine) {
+  if (DeviceState* device = engine.device()) return device->PoisonGradients();
   if (!engine.Gradients().empty()) {
     engine.Gradients()[0] = std::numeric_limits<float>::quiet_NaN();
   }
+  return absl::OkStatus();
 }
 
 }  // namespace cox

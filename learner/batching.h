@@ -43,6 +43,19 @@ inline size_t TargetIndex(const TokenBatch& batch, const Sequence& sequence,
                              t);
 }
 
+// Dropout of a stage (docs/algorithms.md §13.1). A sequence is keyed by its
+// place among all sequences of its step: element `place` of the random stream
+// (seed, "dropout/<stage>/<step>"), so neither ranks nor micro-batches nor a
+// resume change what is dropped.
+struct DropoutOptions {
+  double rate = 0;
+  uint64_t seed = 0;
+  int32_t stage = 0;
+};
+// Row r of `batch` is sequence places[r] of the step. Nothing at rate 0.
+void AddDropout(const DropoutOptions& options, int64_t step,
+                std::span<const int64_t> places, TokenBatch* batch);
+
 // Calls `body` with consecutive parts of `rows`, at most `micro` long (0 = all
 // at once); not at all when there are none.
 absl::Status ForMicroBatches(
@@ -70,7 +83,7 @@ class CollectiveReducer final : public Reducer {
 // make that rank leave alone: it poisons its gradient with PoisonGradient, the
 // sum carries it to all ranks, and all skip the update together.
 bool AnyNonFinite(std::span<const float> values);
-void PoisonGradient(TrainEngine& engine);
+absl::Status PoisonGradient(TrainEngine& engine);
 
 }  // namespace cox
 

@@ -19,6 +19,8 @@ using Json = nlohmann::json;
 constexpr std::string_view kManifest = "manifest.json";
 constexpr std::string_view kState = "trainer/state.bin";
 constexpr std::string_view kFormat = "cox-checkpoint-1";
+constexpr std::string_view kTemporary = ".tmp";
+constexpr std::string_view kRemoved = ".removed";
 
 absl::Status WriteSynced(Fs& fs, const std::string& path,
                          std::string_view data) {
@@ -284,10 +286,11 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> LoadModel(
 }
 
 absl::Status RemoveCheckpoint(Fs& fs, const std::string& directory) {
-  constexpr std::string_view kRemoved = ".removed";
   if (fs.Exists(directory)) {
     COX_RETURN_IF_ERROR(
         fs.Rename(directory, directory + std::string(kRemoved)));
+    // Also after a power loss a half is not to be found under the whole's name.
+    COX_RETURN_IF_ERROR(fs.SyncDir(DirName(directory)));
   }
   const std::string parent = DirName(directory);
   COX_ASSIGN_OR_RETURN(const std::vector<std::string> names, fs.List(parent));
@@ -297,6 +300,49 @@ absl::Status RemoveCheckpoint(Fs& fs, const std::string& directory) {
     }
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> SweepCheckpoints(
+    Fs& fs, const std::string& stage_folder, std::string_view run_id,
+    int64_t generation, const std::set<std::string>& kept, bool own_folder) {
+  std::vector<std::string> swept;
+  if (!fs.Exists(stage_folder)) {
+    return swept;
+  }
+  COX_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                       fs.List(stage_folder));
+  for (const std::string& name : names) {
+    const std::string path = JoinPath(stage_folder, name);
+    std::string_view base = name;
+    const bool removed = base.ends_with(kRemoved);
+    const bool unfinished = base.ends_with(kTemporary);
+    if (removed || unfinished) {
+      base.remove_suffix(removed ? kRemoved.size() : kTemporary.size());
+    }
+    const std::optional<CheckpointName> parsed = ParseCheckpointName(base);
+    if (!parsed.has_value() || kept.contains(name)) {
+      continue;  // not ours to judge
+    }
+    bool dead = removed;
+    if (!dead && parsed->generation < generation) {
+      if (unfinished) {
+        dead = own_folder;
+      } else {
+        const auto json = fs.ReadAll(JoinPath(path, kManifest));
+        const auto manifest =
+            json.ok() ? CheckpointManifest::FromJson(*json)
+                      : absl::StatusOr<CheckpointManifest>(json.status());
+        dead = manifest.ok() ? manifest->identity.run_id == run_id : own_folder;
+      }
+    }
+    if (dead) {
+      // A whole one gets the other name first: a half of it is no checkpoint.
+      COX_RETURN_IF_ERROR(removed || unfinished ? fs.RemoveAll(path)
+                                                : RemoveCheckpoint(fs, path));
+      swept.push_back(name);
+    }
+  }
+  return swept;
 }
 
 std::optional<CheckpointName> ParseCheckpointName(std::string_view base_name) {

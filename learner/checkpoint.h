@@ -16,6 +16,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -81,6 +82,16 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> LoadModel(
 // Renamed first, so that a process that dies on the way leaves nothing that
 // looks like a checkpoint; also deletes what others left so.
 absl::Status RemoveCheckpoint(Fs& fs, const std::string& directory);
+
+// Deletes from `stage_folder` what interrupted processes left there: halves of
+// deletions, and checkpoints of run `run_id` of generations before
+// `generation` that are not among the folder names `kept`. Rows are written by
+// the present generation only, so no row can name them any more. With
+// `own_folder` (no other run writes there) also unfinished writes of older
+// generations, and what has no readable manifest. Returns the names of what it deleted.
+absl::StatusOr<std::vector<std::string>> SweepCheckpoints(
+    Fs& fs, const std::string& stage_folder, std::string_view run_id,
+    int64_t generation, const std::set<std::string>& kept, bool own_folder);
 
 // (step, generation) of a directory's base name; nullopt for anything else.
 struct CheckpointName {

@@ -1,5 +1,6 @@
 // The part of the training loop (train_loop_service.cc) that makes checkpoints.
 
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -144,6 +145,34 @@ absl::Status Learner::CommitWritten(const CheckpointOutcome& written) {
     }
   }
   return absl::OkStatus();
+}
+
+// What processes that died left in the stage's folder. Costs space only, so an
+// error is no reason to stop.
+void Learner::SweepStage(int32_t stage) {
+  const auto sweep = [&]() -> absl::Status {
+    COX_ASSIGN_OR_RETURN(const std::string next,
+                         client_.BeginCheckpoint(stage, 0));
+    COX_ASSIGN_OR_RETURN(const std::vector<v1::CheckpointRef> rows,
+                         client_.LatestCheckpoint(stage));
+    std::set<std::string> kept;
+    for (const v1::CheckpointRef& row : rows) {
+      kept.insert(BaseName(row.directory()));
+    }
+    COX_ASSIGN_OR_RETURN(
+        const std::vector<std::string> swept,
+        SweepCheckpoints(*context_.fs, DirName(next),
+                         client_.caller().run_id, generation_, kept,
+                         context_.config.checkpoint().dir().empty()));
+    for (const std::string& name : swept) {
+      LogInfo("deleted a checkpoint without a row", {{"folder", name}});
+    }
+    return absl::OkStatus();
+  };
+  if (const absl::Status swept = sweep(); !swept.ok()) {
+    LogWarning("leftovers of checkpoints not deleted",
+               {{"error", swept.ToString()}});
+  }
 }
 
 // On the way out, so that less has to be computed again. The step is committed

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "lib/data/batch.h"
 #include "lib/data/dataset.h"
 #include "nlohmann/json.hpp"
 
@@ -43,14 +44,14 @@ absl::StatusOr<std::string> ReadText(const Json& row, const char* key) {
   return it->get<std::string>();
 }
 
-absl::StatusOr<Ids> Encode(const std::string& text,
-                           const ComparisonOptions& options, bool completion) {
+absl::StatusOr<Ids> EncodeCompletion(const std::string& text,
+                                     const ComparisonOptions& options) {
   if (options.tokenizer == nullptr) {
     return absl::InvalidArgumentError(
         "token ids are needed: the run has no tokenizer");
   }
   COX_ASSIGN_OR_RETURN(Ids ids, options.tokenizer->Encode(text));
-  if (completion && options.end_id >= 0) {
+  if (options.end_id >= 0) {
     ids.push_back(options.end_id);
   }
   return ids;
@@ -107,18 +108,12 @@ absl::StatusOr<Sequence> ReadInstruction(const Json& row,
                            ReadIds(row["prompt_ids"], "prompt_ids", options));
     }
   } else {
-    COX_ASSIGN_OR_RETURN(Row prompt, ReadPromptText(row));
-    const bool plain = prompt.instruction.empty();
-    const std::string& instruction = plain ? prompt.prompt : prompt.instruction;
-    if (!instruction.empty()) {
-      COX_ASSIGN_OR_RETURN(sequence.instruction_ids,
-                           Encode(instruction, options, false));
-    }
-    if (!plain && !prompt.prompt.empty()) {
-      COX_ASSIGN_OR_RETURN(const Ids context,
-                           Encode(prompt.prompt, options, false));
-      sequence.ids.insert(sequence.ids.end(), context.begin(), context.end());
-    }
+    COX_ASSIGN_OR_RETURN(const Row prompt, ReadPromptText(row));
+    COX_ASSIGN_OR_RETURN(
+        PromptIds ids,
+        EncodePrompt(prompt, options.tokenizer, options.start));
+    sequence.instruction_ids = std::move(ids.instruction_ids);
+    sequence.ids = std::move(ids.ids);
   }
   if (sequence.instruction_ids.empty()) {
     sequence.instruction_ids = {*options.start};
@@ -147,9 +142,10 @@ absl::StatusOr<Sequence> ReadPrompt(const Json& row,
     return sequence;
   }
   COX_ASSIGN_OR_RETURN(const Row prompt, ReadPromptText(row));
-  if (const std::string text = PromptText(prompt); !text.empty()) {
-    COX_ASSIGN_OR_RETURN(sequence.ids, Encode(text, options, false));
-  }
+  COX_ASSIGN_OR_RETURN(
+      PromptIds ids,
+      EncodePrompt(prompt, options.tokenizer, /*decoder_start=*/{}));
+  sequence.ids = std::move(ids.ids);
   return sequence;
 }
 
@@ -159,7 +155,7 @@ absl::StatusOr<std::vector<Ids>> ReadCompletions(
   if (row.contains("chosen")) {
     for (const char* key : {"chosen", "rejected"}) {
       COX_ASSIGN_OR_RETURN(const std::string text, ReadText(row, key));
-      COX_ASSIGN_OR_RETURN(Ids ids, Encode(text, options, true));
+      COX_ASSIGN_OR_RETURN(Ids ids, EncodeCompletion(text, options));
       completions.push_back(std::move(ids));
     }
     return completions;
@@ -181,7 +177,8 @@ absl::StatusOr<std::vector<Ids>> ReadCompletions(
       return absl::InvalidArgumentError("responses: expected texts");
     }
     COX_ASSIGN_OR_RETURN(
-        Ids ids, Encode(item.get_ref<const std::string&>(), options, true));
+        Ids ids,
+        EncodeCompletion(item.get_ref<const std::string&>(), options));
     completions.push_back(std::move(ids));
   }
   return completions;
@@ -247,7 +244,7 @@ absl::StatusOr<LabelledRow> ParseLabelledLine(
         completion, ReadIds(row["completion_ids"], "completion_ids", options));
   } else {
     COX_ASSIGN_OR_RETURN(const std::string text, ReadText(row, "completion"));
-    COX_ASSIGN_OR_RETURN(completion, Encode(text, options, true));
+    COX_ASSIGN_OR_RETURN(completion, EncodeCompletion(text, options));
   }
   LabelledRow labelled;
   COX_ASSIGN_OR_RETURN(Sequence sequence,

@@ -273,37 +273,24 @@ class DpoObjective final : public PreferenceObjective {
   absl::Status ShardBackward(std::span<const int64_t> batch, int64_t shard,
                              double total, const PreferenceRun& run,
                              DpoSums* sums) const {
-    std::vector<int64_t> rows;
-    for (const int64_t place :
-         run.shards.Elements(static_cast<int64_t>(batch.size()), shard)) {
-      rows.push_back(batch[static_cast<size_t>(place)]);
-    }
-    bool finite = true;
-    const auto backward =
-        [&](std::span<const int64_t> micro) -> absl::Status {
-      const DpoPart part(train_, micro);
-      if (part.pairs.empty()) return absl::OkStatus();
-      const TokenBatch tokens = MakeTokenBatch(part.sequences);
-      return run.policy.AccumulateLogprobs(
-          tokens, /*temperature=*/1.0, /*want_entropy=*/false,
-          [&](const LogprobOutput& output,
-              LogprobGradient* gradient) -> absl::Status {
-            gradient->logprobs.assign(output.logprobs.size(), 0.0f);
-            if (AnyNonFinite(output.logprobs)) {
-              finite = false;
-              return absl::OkStatus();
-            }
-            COX_ASSIGN_OR_RETURN(
-                const DpoSums part_sums,
-                PartLoss(options_, part, tokens, output.logprobs, total,
-                         &gradient->logprobs));
-            sums->Add(part_sums);
-            return absl::OkStatus();
-          });
-    };
-    COX_RETURN_IF_ERROR(ForMicroBatches(rows, run.micro_batch, backward));
+    COX_ASSIGN_OR_RETURN(
+        const bool finite,
+        BackwardShard(batch, shard, run, [&](std::span<const int64_t> rows) {
+          auto part = std::make_shared<const DpoPart>(train_, rows);
+          return PreferenceMicroBatch{
+              part->sequences,
+              [this, part, total, sums](const TokenBatch& tokens,
+                                        std::span<const float> logprobs,
+                                        std::vector<float>* gradient)
+                  -> absl::Status {
+                COX_ASSIGN_OR_RETURN(const DpoSums part_sums,
+                                     PartLoss(options_, *part, tokens,
+                                              logprobs, total, gradient));
+                sums->Add(part_sums);
+                return absl::OkStatus();
+              }};
+        }));
     if (!finite) {
-      PoisonGradient(run.policy);
       sums->loss = std::numeric_limits<double>::quiet_NaN();
     }
     return absl::OkStatus();

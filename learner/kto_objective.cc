@@ -212,39 +212,27 @@ class KtoObjective final : public PreferenceObjective {
   absl::Status ShardBackward(std::span<const int64_t> batch, int64_t shard,
                              double z0, double total, const PreferenceRun& run,
                              KtoSums* sums) const {
-    std::vector<int64_t> rows;
-    for (const int64_t place :
-         run.shards.Elements(static_cast<int64_t>(batch.size()), shard)) {
-      rows.push_back(batch[static_cast<size_t>(place)]);
-    }
-    bool finite = true;
-    const auto backward =
-        [&](std::span<const int64_t> micro) -> absl::Status {
-      std::vector<const KtoExample*> examples;
-      std::vector<const Sequence*> sequences;
-      for (const int64_t row : micro) {
-        for (const KtoExample* example : Of(row)) {
-          examples.push_back(example);
-          sequences.push_back(&example->sequence);
-        }
-      }
-      if (examples.empty()) return absl::OkStatus();
-      const TokenBatch tokens = MakeTokenBatch(sequences);
-      return run.policy.AccumulateLogprobs(
-          tokens, /*temperature=*/1.0, /*want_entropy=*/false,
-          [&](const LogprobOutput& output, LogprobGradient* gradient) {
-            gradient->logprobs.assign(output.logprobs.size(), 0.0f);
-            if (AnyNonFinite(output.logprobs)) {
-              finite = false;
-              return absl::OkStatus();
+    COX_ASSIGN_OR_RETURN(
+        const bool finite,
+        BackwardShard(batch, shard, run, [&](std::span<const int64_t> rows) {
+          std::vector<const KtoExample*> examples;
+          PreferenceMicroBatch part;
+          for (const int64_t row : rows) {
+            for (const KtoExample* example : Of(row)) {
+              examples.push_back(example);
+              part.sequences.push_back(&example->sequence);
             }
-            return PartLoss(examples, tokens, output.logprobs, z0, total,
-                            &gradient->logprobs, sums);
-          });
-    };
-    COX_RETURN_IF_ERROR(ForMicroBatches(rows, run.micro_batch, backward));
+          }
+          part.loss = [this, examples = std::move(examples), z0, total, sums](
+                          const TokenBatch& tokens,
+                          std::span<const float> logprobs,
+                          std::vector<float>* gradient) {
+            return PartLoss(examples, tokens, logprobs, z0, total, gradient,
+                            sums);
+          };
+          return part;
+        }));
     if (!finite) {
-      PoisonGradient(run.policy);
       sums->loss = std::numeric_limits<double>::quiet_NaN();
     }
     return absl::OkStatus();

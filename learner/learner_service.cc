@@ -7,6 +7,8 @@
 #include "lib/base/log.h"
 #include "lib/config/config.h"
 #include "lib/data/chat_template.h"
+#include "lib/metrics/trace_recorder.h"
+#include "lib/rpc/engine_settings.h"
 #include "lib/rpc/error_reason.h"
 
 namespace cox {
@@ -80,8 +82,7 @@ absl::Status Learner::Start() {
                                    .pages = {}}));
   COX_ASSIGN_OR_RETURN(v1::RegisterResponse run, client_.Register());
   COX_ASSIGN_OR_RETURN(LearnerEngineSet engines,
-                       options_.setup_engines(run.config().roles().threads(),
-                                              run.config().roles().device()));
+                       options_.setup_engines(EngineOptionsOf(run.config())));
   if (!engines.numerics_class.empty()) {
     client_.set_numerics_class(engines.numerics_class);
     COX_ASSIGN_OR_RETURN(run, client_.Register());
@@ -94,6 +95,8 @@ absl::Status Learner::Start() {
         absl::StrCat("--rank: expected 0 to ", options_.world_size - 1,
                      ", found ", options_.rank));
   }
+  TraceRecorder::Process().Enable(run.config().log().trace(),
+                                  client_.caller().run_id);
   config_hash_ = run.config_hash();
   context_.config = run.config();
   context_.eos_ids.assign(run.eos_ids().begin(), run.eos_ids().end());
@@ -140,53 +143,6 @@ absl::Status Learner::FetchTokenizer(const v1::RegisterResponse& run) {
   COX_RETURN_IF_ERROR(config.status());
   COX_ASSIGN_OR_RETURN(context_.chat, ReadChatTemplate(config->bytes));
   context_.tokenizer_config = std::move(config->bytes);
-  return absl::OkStatus();
-}
-
-absl::Status Learner::JoinGroup() {
-  heartbeater_->SetState("joining the learner group", "other learner ranks");
-  FreePort port;
-  std::string offer;
-  if (options_.world_size > 1) {
-    COX_ASSIGN_OR_RETURN(const int number,
-                         port.Reserve(options_.rendezvous_host));
-    offer = absl::StrCat(options_.rendezvous_host, ":", number);
-  }
-  v1::JoinGroupResponse joined;
-  while (!joined.ready()) {
-    if (stop_.HasBeenNotified()) {
-      return absl::CancelledError("stopped before the group was complete");
-    }
-    COX_ASSIGN_OR_RETURN(joined,
-                         client_.JoinGroup(options_.rank, options_.world_size,
-                                           offer, kPoll));
-  }
-  generation_ = joined.generation();
-  port.Release();
-  if (options_.world_size == 1) {
-    group_ = MakeSingleRank();
-  } else {
-    const size_t colon = joined.rendezvous().rfind(':');
-    int number = 0;
-    if (colon == std::string::npos ||
-        !ParsePortNumber(joined.rendezvous().substr(colon + 1), &number)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "JoinGroup: bad rendezvous '", joined.rendezvous(), "'"));
-    }
-    const v1::LimitSettings& limits = context_.config.limits();
-    GlooOptions gloo;
-    gloo.host = joined.rendezvous().substr(0, colon);
-    gloo.port = number;
-    gloo.rank = options_.rank;
-    gloo.world_size = options_.world_size;
-    gloo.prefix = absl::StrCat(client_.caller().run_id, "/g", generation_);
-    gloo.interface_address = options_.rendezvous_host;
-    // The others wait for rank 0 while it waits for the coordinator.
-    gloo.timeout = absl::Seconds(limits.collective_timeout_s() +
-                                 limits.coordinator_patience_s());
-    COX_ASSIGN_OR_RETURN(group_, options_.make_group(gloo));
-  }
-  context_.group = group_.get();
   return absl::OkStatus();
 }
 

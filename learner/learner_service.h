@@ -29,6 +29,7 @@
 #include "lib/base/clock.h"
 #include "lib/base/sync.h"
 #include "lib/comm/collective.h"
+#include "lib/engine/engine_options.h"
 #include "lib/rpc/coordinator_client.h"
 #include "lib/rpc/heartbeater.h"
 #include "lib/rpc/http_server.h"
@@ -53,10 +54,10 @@ struct LearnerOptions {
   // Address under which rank 0 can be reached by the others.
   std::string rendezvous_host = "127.0.0.1";
   // Called once, after the configuration is known.
-  std::function<absl::StatusOr<LearnerEngineSet>(int threads,
-                                                 const std::string& device)>
+  std::function<absl::StatusOr<LearnerEngineSet>(const EngineOptions&)>
       setup_engines;
-  // Called once per process when there is more than one rank.
+  // Called once per process when there is more than one rank and they meet
+  // over Gloo; over NCCL they meet by MakeNccl().
   std::function<absl::StatusOr<std::unique_ptr<Collective>>(
       const GlooOptions&)>
       make_group;
@@ -82,6 +83,8 @@ class Learner {
 
   absl::Status Start();
   absl::Status JoinGroup();
+  absl::StatusOr<std::unique_ptr<Collective>> Meet(
+      const std::string& rendezvous);
   absl::Status FetchTokenizer(const cox::v1::RegisterResponse& run);
   absl::Status Work();
 
@@ -100,6 +103,7 @@ class Learner {
   absl::Status CommitStageCheckpoint(Stage* stage);
   absl::Status CommitWritten(const CheckpointOutcome& written);
   void CheckpointBeforeLeaving(Stage* stage);
+  void SweepStage(int32_t stage);
   absl::Status PublishVersionOf(Stage* stage, int64_t step);
   absl::Status PublishPolicy(Stage* stage, int64_t step,
                              const std::shared_ptr<const Snapshot>& snapshot);

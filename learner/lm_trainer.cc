@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
+#include "learner/trained_model.h"
 #include "lib/algo/lm_loss.h"
 
 namespace cox {
@@ -71,7 +71,8 @@ absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
   double loss = 0;
   bool finite = true;
   const auto backward = [&](std::span<const int64_t> rows) -> absl::Status {
-    const TokenBatch batch = MakeTokenBatch(Pick(sequences, rows));
+    TokenBatch batch = MakeTokenBatch(Pick(sequences, rows));
+    AddDropout(options.dropout, options.step, rows, &batch);
     return policy.AccumulateLogprobs(
         batch, /*temperature=*/1.0, /*want_entropy=*/false,
         [&](const LogprobOutput& output,
@@ -96,7 +97,7 @@ absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
   COX_RETURN_IF_ERROR(
       ForMicroBatches(shard_rows, options.micro_batch, backward));
   if (!finite) {
-    PoisonGradient(policy);
+    COX_RETURN_IF_ERROR(PoisonGradient(policy));
     return std::numeric_limits<double>::quiet_NaN();
   }
   return loss;
@@ -104,21 +105,16 @@ absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
 
 class LmTrainer final : public StageTrainer {
  public:
-  LmTrainer(LmOptions options, TrainEngine& policy, Shards shards,
-            const LmSource& source, std::vector<Sequence> heldout,
-            FlatOptimizer optimizer)
+  LmTrainer(LmOptions options, TrainedModel policy, Shards shards,
+            const LmSource& source, std::vector<Sequence> heldout)
       : options_(std::move(options)),
-        policy_(policy),
+        policy_(std::move(policy)),
         shards_(std::move(shards)),
         source_(source),
-        heldout_(std::move(heldout)),
-        optimizer_(std::move(optimizer)) {}
+        heldout_(std::move(heldout)) {}
 
   absl::StatusOr<StepResult> Step(int64_t step, const BatchInput&) override {
-    if (step != step_ + 1) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "lm trainer: expected step ", step_ + 1, ", found ", step));
-    }
+    COX_RETURN_IF_ERROR(policy_.CheckNext("lm", step));
     StepResult result;
     if (step == 1) {
       COX_RETURN_IF_ERROR(Measure(&result.metrics));
@@ -130,15 +126,10 @@ class LmTrainer final : public StageTrainer {
       HashSequence(batch.back(), &hash);
     }
     result.batch_sha256 = hash.HexDigest();
-    COX_ASSIGN_OR_RETURN(const double loss, Backward(batch));
-    snapshot_ = nullptr;
-    COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
-                         optimizer_.Apply(step - 1, policy_, shards_.group()));
-    step_ = step;
-    result.skipped = update.skipped;
+    COX_ASSIGN_OR_RETURN(const double loss, Backward(step, batch));
+    COX_RETURN_IF_ERROR(policy_.Update(step, shards_.group(), "grad_norm/lm",
+                                       &result));
     result.metrics["loss/lm"] = loss;
-    result.metrics["lr"] = update.lr;
-    result.metrics["grad_norm/lm"] = update.grad_norm;
     result.metrics["text/tokens"] = CountTargets(batch);
     const bool periodic =
         options_.heldout_every > 0 && step % options_.heldout_every == 0;
@@ -149,12 +140,7 @@ class LmTrainer final : public StageTrainer {
   }
 
   absl::StatusOr<std::shared_ptr<const Snapshot>> Trained() override {
-    if (snapshot_ == nullptr) {
-      COX_ASSIGN_OR_RETURN(
-          snapshot_,
-          SnapshotFromFloats(policy_.layout(), policy_.Parameters()));
-    }
-    return snapshot_;
+    return policy_.Trained();
   }
 
   absl::StatusOr<std::vector<StageModel>> Models() override {
@@ -164,31 +150,34 @@ class LmTrainer final : public StageTrainer {
 
   std::string SaveState() const override {
     StateWriter writer;
-    writer.PutInt("step", step_);
-    optimizer_.Save("policy", &writer);
+    policy_.Save(&writer);
     return writer.Finish();
   }
 
   absl::Status LoadState(std::string_view state) override {
     COX_ASSIGN_OR_RETURN(const StateReader reader, StateReader::Parse(state));
-    COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));
-    snapshot_ = nullptr;
-    return optimizer_.Load("policy", reader);
+    return policy_.Load(reader);
   }
 
-  int64_t completed_steps() const override { return step_; }
+  int64_t completed_steps() const override {
+    return policy_.completed_steps();
+  }
 
  private:
   // Gradients of this rank's shards; returns the loss over all shards.
-  absl::StatusOr<double> Backward(const std::vector<Sequence>& batch) {
+  absl::StatusOr<double> Backward(int64_t step,
+                                  const std::vector<Sequence>& batch) {
+    const NllBackwardOptions options = {.micro_batch = options_.micro_batch,
+                                        .dropout = options_.dropout,
+                                        .step = step};
     std::vector<double> own(static_cast<size_t>(shards_.own()));
     const int64_t size = static_cast<int64_t>(batch.size());
     COX_RETURN_IF_ERROR(shards_.Backward(
-        policy_, [&](int64_t shard, size_t i) -> absl::Status {
+        policy_.engine(), [&](int64_t shard, size_t i) -> absl::Status {
           COX_ASSIGN_OR_RETURN(
               own[i],
-              NllBackward(batch, {.micro_batch = options_.micro_batch},
-                          shards_.Elements(size, shard), policy_));
+              NllBackward(batch, options, shards_.Elements(size, shard),
+                          policy_.engine()));
           return absl::OkStatus();
         }));
     COX_ASSIGN_OR_RETURN(const std::vector<double> all, shards_.Gather(own));
@@ -198,17 +187,14 @@ class LmTrainer final : public StageTrainer {
   absl::Status Measure(std::map<std::string, double>* metrics) {
     const int64_t micro =
         options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
-    return MeasureHeldout(heldout_, micro, policy_, shards_, metrics);
+    return MeasureHeldout(heldout_, micro, policy_.engine(), shards_, metrics);
   }
 
   const LmOptions options_;
-  TrainEngine& policy_;
+  TrainedModel policy_;
   Shards shards_;
   const LmSource& source_;
   const std::vector<Sequence> heldout_;
-  FlatOptimizer optimizer_;
-  int64_t step_ = 0;
-  std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
 };
 
 }  // namespace
@@ -256,8 +242,9 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakeLmTrainer(
   COX_ASSIGN_OR_RETURN(
       FlatOptimizer optimizer,
       FlatOptimizer::Create(options.optimizer, policy.layout()));
-  return std::make_unique<LmTrainer>(options, policy, std::move(shards), source,
-                                     std::move(heldout), std::move(optimizer));
+  return std::make_unique<LmTrainer>(
+      options, TrainedModel("policy", policy, std::move(optimizer)),
+      std::move(shards), source, std::move(heldout));
 }
 
 absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,

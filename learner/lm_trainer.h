@@ -50,6 +50,7 @@ struct LmOptions {
   int64_t shards = kDefaultShards;
   int64_t total_steps = 1;
   OptimizerOptions optimizer;
+  DropoutOptions dropout;
   int64_t heldout_every = 50;  // also at step 1 (before its update) and at
                                // the last step (after it); 0 = only these
 };
@@ -70,6 +71,8 @@ struct NllBackwardOptions {
   int64_t count = 0;  // over all shards
   int64_t micro_batch = 0;
   double coef = 1.0;
+  DropoutOptions dropout = {};  // none by default
+  int64_t step = 0;             // of the dropout's stage
 };
 absl::StatusOr<double> AccumulateNll(const NllBackwardOptions& options,
                                      const Shards& shards, int64_t shard,

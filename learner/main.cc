@@ -15,11 +15,7 @@
 namespace cox {
 namespace {
 
-absl::StatusOr<LearnerEngineSet> SetupEngines(int threads,
-                                              const std::string& device) {
-  EngineOptions options;
-  options.device = device;
-  options.threads = threads;
+absl::StatusOr<LearnerEngineSet> SetupEngines(const EngineOptions& options) {
   LearnerEngineSet set;
   COX_ASSIGN_OR_RETURN(set.numerics_class, InitTorch(options));
   set.make_engine = [options] { return MakeTrainEngine(options); };

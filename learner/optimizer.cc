@@ -4,6 +4,7 @@
 #include <span>
 
 #include "absl/strings/str_cat.h"
+#include "lib/base/log.h"
 
 namespace cox {
 
@@ -34,21 +35,38 @@ absl::StatusOr<FlatOptimizer> FlatOptimizer::Create(
   return optimizer;
 }
 
+absl::Status FlatOptimizer::CheckSizes(TrainEngine& engine) const {
+  const size_t parameters = engine.Parameters().size();
+  const size_t gradients = engine.Gradients().size();
+  if (parameters == m_.size() && gradients == m_.size()) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrCat(
+      "optimizer: expected ", m_.size(), " floats, the engine has ",
+      parameters, " parameters and ", gradients, " gradients"));
+}
+
+absl::StatusOr<double> FlatOptimizer::SumGradients(TrainEngine& engine,
+                                                   Collective& group) {
+  if (DeviceState* device = engine.device()) {
+    if (device_ == nullptr) {
+      COX_RETURN_IF_ERROR(device->WriteMoments(m_, v_));
+      device_ = device;
+    }
+    COX_RETURN_IF_ERROR(device->AllReduceGradients(group));
+    return device->SquaredGradientNorm();
+  }
+  COX_RETURN_IF_ERROR(CheckSizes(engine));
+  COX_RETURN_IF_ERROR(group.AllReduceSum(engine.Gradients()));
+  return SquaredNorm(std::span<const float>(engine.Gradients()));
+}
+
 absl::StatusOr<FlatOptimizer::Update> FlatOptimizer::Apply(
     int64_t schedule_step, TrainEngine& engine, Collective& group) {
-  const std::span<float> parameters = engine.Parameters();
-  const std::span<float> gradients = engine.Gradients();
-  if (parameters.size() != m_.size() || gradients.size() != m_.size()) {
-    return absl::InternalError(absl::StrCat(
-        "optimizer: expected ", m_.size(), " floats, the engine has ",
-        parameters.size(), " parameters and ", gradients.size(),
-        " gradients"));
-  }
-  COX_RETURN_IF_ERROR(group.AllReduceSum(gradients));
+  COX_ASSIGN_OR_RETURN(const double squares, SumGradients(engine, group));
   Update update;
   update.lr = options_.schedule.At(schedule_step);
-  update.grad_norm =
-      std::sqrt(SquaredNorm(std::span<const float>(gradients)));
+  update.grad_norm = std::sqrt(squares);
   ClipDecision clip;
   if (options_.max_grad_norm > 0) {
     clip = ClipScale(update.grad_norm, options_.max_grad_norm);
@@ -65,9 +83,15 @@ absl::StatusOr<FlatOptimizer::Update> FlatOptimizer::Apply(
                            .lr = update.lr,
                            .grad_scale = clip.scale,
                            .decay = range.decay};
+    if (device_ != nullptr) {
+      COX_RETURN_IF_ERROR(device_->AdamUpdate(
+          range.begin, range.count,
+          AdamFactorsOf<float>(options_.adam, step)));
+      continue;
+    }
     AdamUpdate<float>(options_.adam, step,
-                      parameters.subspan(range.begin, range.count),
-                      gradients.subspan(range.begin, range.count),
+                      engine.Parameters().subspan(range.begin, range.count),
+                      engine.Gradients().subspan(range.begin, range.count),
                       std::span(m_).subspan(range.begin, range.count),
                       std::span(v_).subspan(range.begin, range.count));
   }
@@ -76,8 +100,21 @@ absl::StatusOr<FlatOptimizer::Update> FlatOptimizer::Apply(
 
 void FlatOptimizer::Save(std::string_view prefix, StateWriter* writer) const {
   const std::string base(prefix);
-  writer->PutFloats(base + "/m", m_);
-  writer->PutFloats(base + "/v", v_);
+  if (device_ == nullptr) {
+    writer->PutFloats(base + "/m", m_);
+    writer->PutFloats(base + "/v", v_);
+  } else {
+    std::vector<float> m(m_.size()), v(v_.size());
+    const absl::Status read = device_->ReadMoments(m, v);
+    if (!read.ok()) {
+      LogError("the device lost the optimizer's state",
+               {Field("error", read.ToString())});
+    }
+    // Nothing can go on from here; the last checkpoint can.
+    COX_CHECK(read.ok());
+    writer->PutFloats(base + "/m", m);
+    writer->PutFloats(base + "/v", v);
+  }
   writer->PutInt(base + "/updates", updates_);
 }
 
@@ -87,6 +124,7 @@ absl::Status FlatOptimizer::Load(std::string_view prefix,
   COX_RETURN_IF_ERROR(reader.Floats(base + "/m", m_));
   COX_RETURN_IF_ERROR(reader.Floats(base + "/v", v_));
   COX_ASSIGN_OR_RETURN(updates_, reader.Int(base + "/updates"));
+  device_ = nullptr;  // the next update brings them there
   return absl::OkStatus();
 }
 

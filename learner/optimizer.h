@@ -44,7 +44,7 @@ class FlatOptimizer {
                                Collective& group);
 
   int64_t updates() const { return updates_; }
-  // Sections "<prefix>/m", "/v", "/updates".
+  // Sections "<prefix>/m", "/v", "/updates". The engine of Apply() must live.
   void Save(std::string_view prefix, StateWriter* writer) const;
   absl::Status Load(std::string_view prefix, const StateReader& reader);
 
@@ -59,8 +59,15 @@ class FlatOptimizer {
 
   OptimizerOptions options_;
   std::vector<Range> ranges_;
+  absl::Status CheckSizes(TrainEngine& engine) const;
+  // Over all ranks; the sum of squares.
+  absl::StatusOr<double> SumGradients(TrainEngine& engine, Collective& group);
+
   std::vector<float> m_;  // arena layout, padding stays 0
   std::vector<float> v_;
+  // Where the moments are once an update was made; null: here. Until then a
+  // loaded state waits here.
+  DeviceState* device_ = nullptr;
   int64_t updates_ = 0;
 };
 

@@ -70,6 +70,9 @@ class PpoTrainer final : public StageTrainer {
         MakeRolloutBatch(step, input.trajectories, options_.rollout));
     episodes_ += batch.shape.rows;
     step_ = step;
+    if (input.kl_coef.has_value()) {
+      controller_.set_beta(std::max(*input.kl_coef, options_.kl_min));
+    }
     const double beta = controller_.beta();
     if (step == 1) {
       COX_RETURN_IF_ERROR(MeasureText(&result.metrics));

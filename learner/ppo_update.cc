@@ -351,7 +351,7 @@ absl::StatusOr<PolicySums> PolicyBackward(const PpoOptions& options,
   COX_RETURN_IF_ERROR(ForMicroBatches(RowsAt(minibatch, places),
                                       options.micro_batch, backward));
   if (!sums.finite) {
-    PoisonGradient(*parts.policy);
+    COX_RETURN_IF_ERROR(PoisonGradient(*parts.policy));
   }
   return sums;
 }
@@ -374,7 +374,7 @@ absl::StatusOr<ValueSums> ValueBackward(const PpoOptions& options,
   COX_RETURN_IF_ERROR(ForMicroBatches(RowsAt(minibatch, places),
                                       options.micro_batch, backward));
   if (!sums.finite) {
-    PoisonGradient(*parts.critic);
+    COX_RETURN_IF_ERROR(PoisonGradient(*parts.critic));
   }
   return sums;
 }

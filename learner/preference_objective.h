@@ -4,6 +4,7 @@
 // What tells dpo and kto apart. Used by the preference_trainer files only.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
@@ -38,6 +39,22 @@ class PreferenceObjective {
   virtual absl::Status Measure(const PreferenceRun& run,
                                std::map<std::string, double>* metrics) = 0;
 };
+
+// Some rows of a shard: their sequences, none if there is nothing to learn, and
+// the loss of the sequences' log-probs. It adds to `gradient`, all 0 before.
+struct PreferenceMicroBatch {
+  std::vector<const Sequence*> sequences;
+  std::function<absl::Status(const TokenBatch& tokens,
+                             std::span<const float> logprobs,
+                             std::vector<float>* gradient)>
+      loss;
+};
+// Backward of the shard's part of `batch`, micro-batch by micro-batch. False:
+// an output was not finite; the gradient is poisoned (learner/batching.h).
+absl::StatusOr<bool> BackwardShard(
+    std::span<const int64_t> batch, int64_t shard, const PreferenceRun& run,
+    const std::function<PreferenceMicroBatch(std::span<const int64_t> rows)>&
+        make);
 
 // Around an objective: batches, optimizer, state.
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakePreferenceTrainer(

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "learner/lm_trainer.h"
 #include "learner/preference_objective.h"
+#include "learner/trained_model.h"
 #include "lib/data/cursor.h"
 
 namespace cox {
@@ -18,35 +19,24 @@ class PreferenceTrainer final : public StageTrainer {
                     std::unique_ptr<PreferenceObjective> objective,
                     FlatOptimizer optimizer)
       : options_(std::move(options)),
-        policy_(*parts.policy),
+        policy_("policy", *parts.policy, std::move(optimizer)),
         text_(parts.text),
         shards_(std::move(shards)),
         objective_(std::move(objective)),
         cursor_(objective_->rows(), options_.seed,
                 absl::StrCat(std::string(objective_->name()), "/",
-                             options_.stage)),
-        optimizer_(std::move(optimizer)) {}
+                             options_.stage)) {}
 
   absl::StatusOr<StepResult> Step(int64_t step, const BatchInput&) override {
-    if (step != step_ + 1) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(std::string(objective_->name()),
-                       " trainer: expected step ", step_ + 1, ", found ",
-                       step));
-    }
+    COX_RETURN_IF_ERROR(policy_.CheckNext(objective_->name(), step));
     StepResult result;
     if (step == 1) {
       COX_RETURN_IF_ERROR(Measure(&result.metrics));
     }
     const std::vector<int64_t> batch = Batch(step, &result);
     COX_RETURN_IF_ERROR(objective_->Backward(batch, Run(), &result.metrics));
-    snapshot_ = nullptr;
-    COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
-                         optimizer_.Apply(step - 1, policy_, shards_.group()));
-    step_ = step;
-    result.skipped = update.skipped;
-    result.metrics["lr"] = update.lr;
-    result.metrics["grad_norm/policy"] = update.grad_norm;
+    COX_RETURN_IF_ERROR(policy_.Update(step, shards_.group(),
+                                       "grad_norm/policy", &result));
     if (step == options_.total_steps) {
       COX_RETURN_IF_ERROR(Measure(&result.metrics));
     }
@@ -54,12 +44,7 @@ class PreferenceTrainer final : public StageTrainer {
   }
 
   absl::StatusOr<std::shared_ptr<const Snapshot>> Trained() override {
-    if (snapshot_ == nullptr) {
-      COX_ASSIGN_OR_RETURN(
-          snapshot_,
-          SnapshotFromFloats(policy_.layout(), policy_.Parameters()));
-    }
-    return snapshot_;
+    return policy_.Trained();
   }
 
   absl::StatusOr<std::vector<StageModel>> Models() override {
@@ -69,31 +54,31 @@ class PreferenceTrainer final : public StageTrainer {
 
   std::string SaveState() const override {
     StateWriter writer;
-    writer.PutInt("step", step_);
-    optimizer_.Save("policy", &writer);
+    policy_.Save(&writer);
     return writer.Finish();
   }
 
   absl::Status LoadState(std::string_view state) override {
     COX_ASSIGN_OR_RETURN(const StateReader reader, StateReader::Parse(state));
-    COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));
-    snapshot_ = nullptr;
-    return optimizer_.Load("policy", reader);
+    return policy_.Load(reader);
   }
 
-  int64_t completed_steps() const override { return step_; }
+  int64_t completed_steps() const override {
+    return policy_.completed_steps();
+  }
 
  private:
   int64_t ForwardRows() const {
     return options_.micro_batch > 0 ? options_.micro_batch : options_.batch;
   }
   PreferenceRun Run() {
-    return {policy_, shards_, options_.micro_batch, ForwardRows()};
+    return {policy_.engine(), shards_, options_.micro_batch, ForwardRows()};
   }
 
   absl::Status Measure(std::map<std::string, double>* metrics) {
     COX_RETURN_IF_ERROR(objective_->Measure(Run(), metrics));
-    return MeasureHeldout(text_, ForwardRows(), policy_, shards_, metrics);
+    return MeasureHeldout(text_, ForwardRows(), policy_.engine(), shards_,
+                          metrics);
   }
 
   // Whole passes, each in its own order; the last step of one may be short.
@@ -117,14 +102,11 @@ class PreferenceTrainer final : public StageTrainer {
   }
 
   const PreferenceTrainOptions options_;
-  TrainEngine& policy_;
+  TrainedModel policy_;
   const std::vector<Sequence> text_;
   Shards shards_;
   const std::unique_ptr<PreferenceObjective> objective_;
   const ShuffledCursor cursor_;
-  FlatOptimizer optimizer_;
-  int64_t step_ = 0;
-  std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
 };
 
 }  // namespace
@@ -138,6 +120,38 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakePreferenceTrainer(
   return std::make_unique<PreferenceTrainer>(options, parts, std::move(shards),
                                              std::move(objective),
                                              std::move(optimizer));
+}
+
+absl::StatusOr<bool> BackwardShard(
+    std::span<const int64_t> batch, int64_t shard, const PreferenceRun& run,
+    const std::function<PreferenceMicroBatch(std::span<const int64_t>)>&
+        make) {
+  std::vector<int64_t> rows;
+  for (const int64_t place :
+       run.shards.Elements(static_cast<int64_t>(batch.size()), shard)) {
+    rows.push_back(batch[static_cast<size_t>(place)]);
+  }
+  bool finite = true;
+  const auto backward = [&](std::span<const int64_t> micro) -> absl::Status {
+    const PreferenceMicroBatch part = make(micro);
+    if (part.sequences.empty()) return absl::OkStatus();
+    const TokenBatch tokens = MakeTokenBatch(part.sequences);
+    return run.policy.AccumulateLogprobs(
+        tokens, /*temperature=*/1.0, /*want_entropy=*/false,
+        [&](const LogprobOutput& output, LogprobGradient* gradient) {
+          gradient->logprobs.assign(output.logprobs.size(), 0.0f);
+          if (AnyNonFinite(output.logprobs)) {
+            finite = false;
+            return absl::OkStatus();
+          }
+          return part.loss(tokens, output.logprobs, &gradient->logprobs);
+        });
+  };
+  COX_RETURN_IF_ERROR(ForMicroBatches(rows, run.micro_batch, backward));
+  if (!finite) {
+    COX_RETURN_IF_ERROR(PoisonGradient(run.policy));
+  }
+  return finite;
 }
 
 absl::StatusOr<Shards> CheckPreference(const PreferenceTrainOptions& options,

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "learner/trained_model.h"
 #include "lib/data/cursor.h"
 #include "lib/engine/model_config.h"
 
@@ -55,28 +56,20 @@ class RmTrainer final : public StageTrainer {
             FlatOptimizer optimizer)
       : options_(std::move(options)),
         reward_(reward),
+        model_("reward", reward, std::move(optimizer)),
         shards_(std::move(shards)),
         data_(std::move(data)),
         cursor_(static_cast<int64_t>(data_.train.size()), options_.seed,
-                absl::StrCat("rm/", options_.stage)),
-        optimizer_(std::move(optimizer)) {}
+                absl::StrCat("rm/", options_.stage)) {}
 
   absl::StatusOr<StepResult> Step(int64_t step, const BatchInput&) override {
-    if (step != step_ + 1) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "rm trainer: expected step ", step_ + 1, ", found ", step));
-    }
+    COX_RETURN_IF_ERROR(model_.CheckNext("rm", step));
     StepResult result;
     const std::vector<const Comparison*> batch = Batch(step, &result);
-    COX_ASSIGN_OR_RETURN(const BatchSums sums, Backward(batch));
-    snapshot_ = nullptr;
-    COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
-                         optimizer_.Apply(step - 1, reward_, shards_.group()));
-    step_ = step;
-    result.skipped = update.skipped;
+    COX_ASSIGN_OR_RETURN(const BatchSums sums, Backward(step, batch));
+    COX_RETURN_IF_ERROR(model_.Update(step, shards_.group(), "grad_norm/rm",
+                                      &result));
     result.metrics["loss/rm"] = sums.loss;
-    result.metrics["lr"] = update.lr;
-    result.metrics["grad_norm/rm"] = update.grad_norm;
     if (sums.pairs > 0) {
       result.metrics["rm/accuracy"] = sums.correct / sums.pairs;
       result.metrics["rm/margin"] = sums.margin / sums.pairs;
@@ -92,17 +85,13 @@ class RmTrainer final : public StageTrainer {
   }
 
   absl::StatusOr<std::shared_ptr<const Snapshot>> Trained() override {
-    if (snapshot_ == nullptr) {
-      COX_ASSIGN_OR_RETURN(ModelConfig config,
-                           ModelConfig::FromJson(reward_.layout().config_json));
-      config.reward_gain = normalizer_.gain;
-      config.reward_bias = normalizer_.bias;
-      Manifest layout = reward_.layout();
-      layout.config_json = config.ToJson();
-      COX_ASSIGN_OR_RETURN(snapshot_,
-                           SnapshotFromFloats(layout, reward_.Parameters()));
-    }
-    return snapshot_;
+    Manifest layout = reward_.layout();
+    COX_ASSIGN_OR_RETURN(ModelConfig config,
+                         ModelConfig::FromJson(layout.config_json));
+    config.reward_gain = normalizer_.gain;
+    config.reward_bias = normalizer_.bias;
+    layout.config_json = config.ToJson();
+    return model_.Trained(layout);
   }
 
   absl::StatusOr<std::vector<StageModel>> Models() override {
@@ -112,23 +101,22 @@ class RmTrainer final : public StageTrainer {
 
   std::string SaveState() const override {
     StateWriter writer;
-    writer.PutInt("step", step_);
+    model_.Save(&writer);
     writer.PutDouble("reward/gain", normalizer_.gain);
     writer.PutDouble("reward/bias", normalizer_.bias);
-    optimizer_.Save("reward", &writer);
     return writer.Finish();
   }
 
   absl::Status LoadState(std::string_view state) override {
     COX_ASSIGN_OR_RETURN(const StateReader reader, StateReader::Parse(state));
-    COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));
     COX_ASSIGN_OR_RETURN(normalizer_.gain, reader.Double("reward/gain"));
     COX_ASSIGN_OR_RETURN(normalizer_.bias, reader.Double("reward/bias"));
-    snapshot_ = nullptr;
-    return optimizer_.Load("reward", reader);
+    return model_.Load(reader);
   }
 
-  int64_t completed_steps() const override { return step_; }
+  int64_t completed_steps() const override {
+    return model_.completed_steps();
+  }
 
  private:
   std::vector<const Comparison*> Batch(int64_t step, StepResult* result) {
@@ -155,7 +143,7 @@ class RmTrainer final : public StageTrainer {
 
   // Gradients of this rank's shards; returns the sums over all shards.
   absl::StatusOr<BatchSums> Backward(
-      const std::vector<const Comparison*>& batch) {
+      int64_t step, const std::vector<const Comparison*>& batch) {
     FlatComparisons flat;
     for (const Comparison* comparison : batch) {
       flat.Add(*comparison);
@@ -165,7 +153,7 @@ class RmTrainer final : public StageTrainer {
     std::vector<BatchSums> own(static_cast<size_t>(shards_.own()));
     COX_RETURN_IF_ERROR(shards_.Backward(
         reward_, [&](int64_t shard, size_t i) {
-          return ShardBackward(batch, shard, total, &own[i]);
+          return ShardBackward(step, batch, shard, total, &own[i]);
         }));
     COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all,
                          shards_.Gather(own));
@@ -176,16 +164,31 @@ class RmTrainer final : public StageTrainer {
     return sums;
   }
 
-  absl::Status ShardBackward(const std::vector<const Comparison*>& batch,
+  absl::Status ShardBackward(int64_t step,
+                             const std::vector<const Comparison*>& batch,
                              int64_t shard, double total, BatchSums* sums) {
+    // Place of each prompt's first completion among those of the step.
+    std::vector<int64_t> first = {0};
+    for (const Comparison* comparison : batch) {
+      first.push_back(first.back() +
+                      static_cast<int64_t>(comparison->ranks.size()));
+    }
     bool finite = true;
     const auto backward = [&](std::span<const int64_t> part) -> absl::Status {
       FlatComparisons flat;
+      std::vector<int64_t> places;
       for (const int64_t j : part) {
         flat.Add(*batch[static_cast<size_t>(j)]);
+        for (int64_t place = first[static_cast<size_t>(j)];
+             place < first[static_cast<size_t>(j) + 1]; ++place) {
+          places.push_back(place);
+        }
       }
+      TokenBatch tokens = MakeTokenBatch(flat.rows);
+      AddDropout({options_.dropout, options_.seed, options_.stage}, step,
+                 places, &tokens);
       return reward_.AccumulateScores(
-          MakeTokenBatch(flat.rows),
+          tokens,
           [&](std::span<const float> scores,
               std::span<float> gradient) -> absl::Status {
             std::fill(gradient.begin(), gradient.end(), 0.0f);
@@ -215,7 +218,7 @@ class RmTrainer final : public StageTrainer {
         shards_.Elements(static_cast<int64_t>(batch.size()), shard),
         options_.micro_batch, backward));
     if (!finite) {
-      PoisonGradient(reward_);
+      COX_RETURN_IF_ERROR(PoisonGradient(reward_));
       sums->loss = std::numeric_limits<double>::quiet_NaN();
     }
     return absl::OkStatus();
@@ -306,13 +309,11 @@ class RmTrainer final : public StageTrainer {
 
   const RmOptions options_;
   TrainEngine& reward_;
+  TrainedModel model_;
   Shards shards_;
   const RmData data_;
   const ShuffledCursor cursor_;
-  FlatOptimizer optimizer_;
   RewardNormalizer normalizer_;
-  int64_t step_ = 0;
-  std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
 };
 
 }  // namespace

@@ -29,6 +29,7 @@ struct RmOptions {
   int64_t total_steps = 1;
   RmPairwiseOptions loss;
   OptimizerOptions optimizer;
+  double dropout = 0;       // rate
   std::optional<NormalizeMode> normalize = NormalizeMode::kBias;
 };
 

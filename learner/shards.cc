@@ -35,14 +35,19 @@ absl::Status Shards::ForOwn(
 absl::Status Shards::Backward(
     TrainEngine& engine,
     const std::function<absl::Status(int64_t shard, size_t own)>& body) {
-  const std::span<float> gradients = engine.Gradients();
+  DeviceState* const device = engine.device();
+  const std::span<float> gradients =
+      device == nullptr ? engine.Gradients() : std::span<float>();
   const size_t last = static_cast<size_t>(own()) - 1;
-  size_t depth = 0;  // of waiting_
-  const auto add_waiting = [&] {
-    const std::span<float> pair[] = {waiting_[--depth], gradients};
+  size_t depth = 0;  // of waiting_, or of what the device keeps
+  const auto add_waiting = [&]() -> absl::Status {
+    --depth;
+    if (device != nullptr) return device->AddKeptGradients(depth);
+    const std::span<float> pair[] = {waiting_[depth], gradients};
     // Into the waiting one, the left; then back to where the engine adds.
     TreeSum<float>(pair);
     std::copy(pair[0].begin(), pair[0].end(), gradients.begin());
+    return absl::OkStatus();
   };
   return ForOwn([&](int64_t shard, size_t i) -> absl::Status {
     engine.ZeroGradients();
@@ -50,7 +55,10 @@ absl::Status Shards::Backward(
     // Like a binary counter: shard i completes as many subtrees as i ends in
     // ones.
     for (size_t ones = i; ones % 2 == 1; ones /= 2) {
-      add_waiting();
+      COX_RETURN_IF_ERROR(add_waiting());
+    }
+    if (i < last && device != nullptr) {
+      return device->KeepGradients(depth++);
     }
     if (i < last) {
       if (waiting_.size() == depth) {
@@ -61,7 +69,7 @@ absl::Status Shards::Backward(
       return absl::OkStatus();
     }
     while (depth > 0) {
-      add_waiting();
+      COX_RETURN_IF_ERROR(add_waiting());
     }
     return absl::OkStatus();
   });

@@ -150,6 +150,10 @@ absl::StatusOr<OptimizerOptions> ReadOptimizer(
   return options;
 }
 
+DropoutOptions DropoutOf(const v1::RunConfig& config, int32_t stage) {
+  return {config.model().dropout(), config.seed(), stage};
+}
+
 absl::StatusOr<LmOptions> ReadLm(const v1::LmSettings& settings,
                                  int64_t total_steps) {
   LmOptions options;
@@ -172,6 +176,7 @@ absl::StatusOr<RmOptions> ReadRm(const v1::RunConfig& config, int32_t stage,
   options.total_steps = total_steps;
   options.loss.margin = rm.margin();
   options.loss.center = rm.center();
+  options.dropout = config.model().dropout();
   COX_ASSIGN_OR_RETURN(options.optimizer,
                        ReadOptimizer(rm.optimizer(), total_steps));
   if (rm.normalize() == "none") {

@@ -25,6 +25,9 @@ absl::StatusOr<ModelConfig> ModelFromSettings(
 absl::StatusOr<OptimizerOptions> ReadOptimizer(
     const cox::v1::OptimizerSettings& settings, int64_t updates);
 
+// model.dropout, for the stages that have it.
+DropoutOptions DropoutOf(const cox::v1::RunConfig& config, int32_t stage);
+
 absl::StatusOr<LmOptions> ReadLm(const cox::v1::LmSettings& settings,
                                  int64_t total_steps);
 absl::StatusOr<RmOptions> ReadRm(const cox::v1::RunConfig& config,

@@ -125,6 +125,7 @@ absl::Status BuildLm(const StageContext& context,
       ReadLm(pretrain ? context.config.pretrain() : context.config.sft(),
              assignment.total_steps()));
   options.shards = context.config.numerics().shards();
+  options.dropout = DropoutOf(context.config, assignment.stage());
   run->source = std::move(data.source);
   COX_ASSIGN_OR_RETURN(run->trainer,
                        MakeLmTrainer(options, *run->policy, *context.group,
@@ -275,8 +276,9 @@ absl::Status BuildRft(const StageContext& context,
   const ModelConfig& model = run->policy->config();
   COX_ASSIGN_OR_RETURN(const std::vector<Comparison> rows,
                        LoadRftData(context, model));
-  COX_ASSIGN_OR_RETURN(const LmOptions options,
+  COX_ASSIGN_OR_RETURN(LmOptions options,
                        ReadRft(context.config, assignment.total_steps()));
+  options.dropout = DropoutOf(context.config, assignment.stage());
   COX_ASSIGN_OR_RETURN(std::vector<Sequence> best,
                        ChooseBest(context, assignment, options, rows));
   if (best.empty()) {

@@ -15,6 +15,7 @@
 #include "lib/base/failpoint.h"
 #include "lib/base/log.h"
 #include "lib/engine/canary.h"
+#include "lib/metrics/trace_recorder.h"
 #include "lib/rpc/error_reason.h"
 
 namespace cox {
@@ -28,6 +29,41 @@ constexpr int64_t kMaxSkippedInARow = 5;
 
 double SecondsSince(MonoTime start) {
   return absl::ToDoubleSeconds(Clock::Real().Now() - start);
+}
+
+// What a step's trace calls it.
+std::string_view SpanName(LineageAction::Kind kind) {
+  switch (kind) {
+    case LineageAction::Kind::kPublish:
+      return "publish";
+    case LineageAction::Kind::kTakeBatch:
+      return "take";
+    case LineageAction::Kind::kTrain:
+      return "train";
+    case LineageAction::Kind::kCheckpoint:
+      return "checkpoint";
+    case LineageAction::Kind::kCommit:
+      return "commit";
+    case LineageAction::Kind::kRetain:
+      return "commit checkpoint";
+    case LineageAction::Kind::kAwaitCheckpoint:
+      return "await checkpoint";
+    case LineageAction::Kind::kDone:
+      break;
+  }
+  return "done";
+}
+
+// In the trace of every unit of the batch: where its samples were learned.
+void TraceUnits(const BatchInput& input, int64_t start_ns) {
+  if (!TraceRecorder::Process().enabled()) return;
+  const int64_t end_ns = UnixNanos();
+  std::optional<UnitId> last;
+  for (const Trajectory& row : input.trajectories) {
+    if (last == row.id.unit) continue;
+    last = row.id.unit;
+    RecordSpan("learn", UnitTrace(*last), last->ToString(), start_ns, end_ns);
+  }
 }
 
 }  // namespace
@@ -92,6 +128,9 @@ absl::Status Learner::Train(const v1::Assignment& assignment) {
                            Field("after_step", resumed),
                            Field("committed", assignment.last_committed()),
                            Field("steps", assignment.total_steps())});
+  if (options_.rank == 0) {
+    SweepStage(assignment.stage());
+  }
   if (stage.is_ppo && options_.rank == 0) {
     COX_RETURN_IF_ERROR(PublishOrders(assignment));
   }
@@ -116,6 +155,10 @@ absl::Status Learner::Train(const v1::Assignment& assignment) {
 
 absl::Status Learner::Act(Stage* stage, const LineageAction& action) {
   using Kind = LineageAction::Kind;
+  const TraceContext trace = StepTrace(stage->assignment.stage(), action.step);
+  const TraceScope scope(SpanName(action.kind), trace,
+                         absl::StrCat("s", stage->assignment.stage(), ".",
+                                      action.step));
   const bool border = action.kind == Kind::kTakeBatch ||
                       (action.kind == Kind::kTrain && !stage->is_ppo);
   if (border) {
@@ -199,6 +242,7 @@ absl::StatusOr<BatchInput> Learner::TakeBatch(Stage* stage, int64_t step) {
     }
   }
   input.batch_sha256 = taken.batch_sha256;
+  input.kl_coef = taken.kl_coef;
   stage->tokens = 0;
   for (const auto& [unit, payload] : taken.units) {
     absl::StatusOr<std::vector<Trajectory>> rows = ParseUnit(payload);
@@ -223,8 +267,10 @@ absl::Status Learner::TrainStep(Stage* stage, int64_t step) {
     value = std::bit_cast<float>(std::bit_cast<uint32_t>(value) ^ 0x10000u);
   }
   const MonoTime train_start = Clock::Real().Now();
+  const int64_t train_start_ns = UnixNanos();
   COX_ASSIGN_OR_RETURN(stage->result,
                        stage->run.trainer->Step(step, stage->input));
+  TraceUnits(stage->input, train_start_ns);
   stage->input = BatchInput();
   stage->train_s = SecondsSince(train_start);
   HitFailpoint("learner.trained");

@@ -24,6 +24,8 @@ namespace cox {
 struct BatchInput {
   std::vector<Trajectory> trajectories;  // unit order
   std::string batch_sha256;              // recorded identity of the batch
+  // What an operator set beta of the KL penalty to, from this step on.
+  std::optional<double> kl_coef = std::nullopt;
 };
 
 struct StepResult {

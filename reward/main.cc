@@ -12,11 +12,7 @@
 namespace cox {
 namespace {
 
-absl::StatusOr<ScoreEngineSet> SetupEngines(int threads,
-                                            const std::string& device) {
-  EngineOptions options;
-  options.device = device;
-  options.threads = threads;
+absl::StatusOr<ScoreEngineSet> SetupEngines(const EngineOptions& options) {
   ScoreEngineSet set;
   COX_ASSIGN_OR_RETURN(set.numerics_class, InitTorch(options));
   set.make = [options] { return MakeScoreEngine(options); };

@@ -5,6 +5,8 @@
 
 #include "lib/base/fs.h"
 #include "lib/base/log.h"
+#include "lib/metrics/trace_recorder.h"
+#include "lib/rpc/engine_settings.h"
 #include "lib/rpc/weight_fetcher.h"
 
 namespace cox {
@@ -70,9 +72,10 @@ absl::Status RewardReplica::Start() {
                   .pages = {}}));
   COX_ASSIGN_OR_RETURN(const v1::RegisterResponse run, client_.Register());
   const v1::RunConfig config = run.config();
+  TraceRecorder::Process().Enable(config.log().trace(),
+                                  client_.caller().run_id);
   COX_ASSIGN_OR_RETURN(ScoreEngineSet engines,
-                       options_.setup_engines(config.roles().threads(),
-                                              config.roles().device()));
+                       options_.setup_engines(EngineOptionsOf(config)));
   if (!engines.numerics_class.empty()) {
     client_.set_numerics_class(engines.numerics_class);
     COX_RETURN_IF_ERROR(client_.Register().status());

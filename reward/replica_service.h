@@ -11,6 +11,7 @@
 #include "lib/base/status.h"
 #include "lib/base/sync.h"
 #include "lib/engine/engine.h"
+#include "lib/engine/engine_options.h"
 #include "lib/rpc/coordinator_client.h"
 #include "lib/rpc/heartbeater.h"
 #include "lib/rpc/http_server.h"
@@ -33,8 +34,7 @@ struct RewardReplicaOptions {
   int http_port = 0;
   size_t queue_capacity = 1024;  // requests that may wait
   // Called once, when the run's configuration is known.
-  std::function<absl::StatusOr<ScoreEngineSet>(int threads,
-                                               const std::string& device)>
+  std::function<absl::StatusOr<ScoreEngineSet>(const EngineOptions&)>
       setup_engines;
 };
 

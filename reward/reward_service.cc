@@ -8,6 +8,7 @@
 #include "lib/rpc/limits.h"
 #include "lib/rpc/server.h"
 #include "lib/rpc/status_convert.h"
+#include "lib/rpc/trace_metadata.h"
 #include "reward/sequence_batch.h"
 
 namespace cox {
@@ -105,9 +106,10 @@ grpc::ServerUnaryReactor* RewardServiceImpl::Score(
     refuse(inputs.status());
     return reactor;
   }
-  auto job = [this, backend, refuse, reactor, request, response,
+  OpenSpan span("reward", TraceparentOf(*context), "");
+  auto job = [this, backend, refuse, reactor, request, response, span,
               sequences = std::move(*inputs)](const absl::Status& verdict,
-                                              ScoreEngine* engine) {
+                                              ScoreEngine* engine) mutable {
     if (!verdict.ok()) return refuse(verdict);
     HitFailpoint("reward.received");
     auto results =
@@ -116,6 +118,7 @@ grpc::ServerUnaryReactor* RewardServiceImpl::Score(
     WriteScores(*results, holder_, response);
     HitFailpoint("reward.scored");
     response->set_reward_hash(request->reward_hash());
+    span.End();
     reactor->Finish(grpc::Status::OK);
   };
   status = backend->driver->Submit(ModelSlot::kReward, request->reward_hash(),
@@ -147,9 +150,10 @@ grpc::ServerUnaryReactor* ReferenceServiceImpl::Logprobs(
     refuse(inputs.status());
     return reactor;
   }
-  auto job = [this, refuse, reactor, request, response,
+  OpenSpan span("reference", TraceparentOf(*context), "");
+  auto job = [this, refuse, reactor, request, response, span,
               sequences = std::move(*inputs)](const absl::Status& verdict,
-                                              ScoreEngine* engine) {
+                                              ScoreEngine* engine) mutable {
     if (!verdict.ok()) return refuse(verdict);
     auto rows = ReferenceLogprobs(engine, sequences, request->temperature());
     if (!rows.ok()) return refuse(rows.status());
@@ -159,6 +163,7 @@ grpc::ServerUnaryReactor* ReferenceServiceImpl::Logprobs(
     }
     response->set_reference_hash(request->reference_hash());
     holder_->sequences_referenced += rows->size();
+    span.End();
     reactor->Finish(grpc::Status::OK);
   };
   status =

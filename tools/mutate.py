@@ -6,11 +6,13 @@ rebuilds what it touches and expects that at least one unit test fails. Only
 for a survivor the oracle (tools/oracle) is asked; its verdict is shown, but
 the mutation still counts as survived. Never touches the tree it is run from.
 
-  tools/mutate.py [--work DIR] [--only TEXT] [--jobs N] [--list]
+  tools/mutate.py [--work DIR] [--group algo|learner] [--only TEXT] [--jobs N]
+                  [--list]
 
-Prints a table and `N caught, N survived`. Exits 1 if one survives or no
-longer applies to the source, 2 if the unchanged copy does not build or pass.
-Takes about ten minutes on two cores.
+Two groups, each in a copy of its own: lib/algo, and learner (how batches,
+shards and updates are put together). Prints a table and `N caught, N
+survived`. Exits 1 if one survives or no longer applies to the source, 2 if the
+unchanged copy does not build or pass. Takes about ten minutes on two cores.
 """
 
 import argparse
@@ -22,10 +24,8 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FOLDERS = ("cmake", "lib/base", "lib/algo", "lib/comm", "tests/testing",
-           "tests/algo", "tests/ops", "tools/oracle")
-TESTS = ("algo_test", "algo_distributed_test")
 A = "lib/algo/"
+L = "learner/"
 
 # (what, file, exact old text, new text). The old text occurs once.
 MUTATIONS = [
@@ -271,6 +271,118 @@ MUTATIONS = [
      "int64_t oldest = 0;\n"),
 ]
 
+LEARNER_MUTATIONS = [
+    # Shards and micro-batches
+    ("the last shard is dropped", L + "shards.cc",
+     "for (int64_t i = 0; i < own(); ++i) {",
+     "for (int64_t i = 0; i < own() - (own() > 1 ? 1 : 0); ++i) {"),
+    ("shards are summed one after the other", L + "shards.cc",
+     "for (size_t ones = i; ones % 2 == 1; ones /= 2)",
+     "for (size_t ones = i; ones > 0; ones = 0)"),
+    ("a short last micro-batch is dropped", L + "batching.cc",
+     "begin < rows.size(); begin += part",
+     "begin < rows.size() && begin + part <= rows.size(); begin += part"),
+    ("targets marked one late", L + "batching.h",
+     "sequence.first_target - 1 +\n                             t);",
+     "sequence.first_target +\n                             t);"),
+    ("a non-finite output is not told to the others", L + "batching.cc",
+     "engine.Gradients()[0] = std::numeric_limits<float>::quiet_NaN();",
+     "engine.Gradients()[0] = 0;"),
+    # Language model
+    ("denominator of the micro-batch", L + "lm_trainer.cc",
+     "batch.scored, total));",
+     "batch.scored, total * static_cast<double>(rows.size()) /\n"
+     "      static_cast<double>(shard_rows.size())));"),
+    ("schedule one step ahead", L + "trained_model.cc",
+     "optimizer_.Apply(step - 1, engine_, group)",
+     "optimizer_.Apply(step, engine_, group)"),
+    ("every step trains the same batch", L + "lm_trainer.cc",
+     "source_.At((step - 1) * options_.batch + j)", "source_.At(j)"),
+    ("a restored trainer forgets its step", L + "trained_model.cc",
+     'COX_ASSIGN_OR_RETURN(step_, reader.Int("step"));',
+     'COX_RETURN_IF_ERROR(reader.Int("step").status());'),
+    # Dropout
+    ("dropout: the key ignores the step", L + "batching.cc",
+     'absl::StrCat("dropout/", options.stage, "/", step)',
+     'absl::StrCat("dropout/", options.stage)'),
+    ("dropout: the key ignores the stage", L + "batching.cc",
+     'absl::StrCat("dropout/", options.stage, "/", step)',
+     'absl::StrCat("dropout/", step)'),
+    ("dropout: keyed by the place in the micro-batch", L + "lm_trainer.cc",
+     "AddDropout(options.dropout, options.step, rows, &batch);",
+     "std::vector<int64_t> places(rows.size());\n"
+     "    std::iota(places.begin(), places.end(), int64_t{0});\n"
+     "    AddDropout(options.dropout, options.step, places, &batch);"),
+    ("dropout: answers to one prompt share a key", L + "rm_trainer.cc",
+     "places.push_back(place);", "places.push_back(j);"),
+    # Reward model and preferences
+    ("reward model: denominator of the micro-batch", L + "rm_trainer.cc",
+     "options_.loss, total));", "options_.loss));"),
+    ("dpo: an answer of two pairs learns from one", L + "dpo_objective.cc",
+     "(*gradient)[TargetIndex(batch, sequence, static_cast<int64_t>(row), t)]"
+     " +=",
+     "(*gradient)[TargetIndex(batch, sequence, static_cast<int64_t>(row), t)]"
+     " ="),
+    # Optimizer
+    ("a skipped update counts", L + "optimizer.cc",
+     "if (clip.skip) {\n", "if (clip.skip) {\n    ++updates_;\n"),
+    ("every tensor decays", L + "optimizer.cc",
+     ".decay = range.decay", ".decay = true"),
+    ("moments are not restored", L + "optimizer.cc",
+     'COX_RETURN_IF_ERROR(reader.Floats(base + "/v", v_));', ""),
+    # Rollout batch
+    ("aborted answers train", L + "rollout_batch.cc",
+     "trajectory.finish != FinishReason::kAbort &&", ""),
+    ("groups of different units are one", L + "rollout_batch.cc",
+     "{trajectory.id.unit, trajectory.id.prompt}",
+     "{UnitId{}, trajectory.id.prompt}"),
+    ("fixed lag: versions before the first", L + "rollout_batch.cc",
+     "std::max<int64_t>(0, current - options.lag)", "current - options.lag"),
+    ("an older version is taken in sync", L + "rollout_batch.cc",
+     "int64_t low = current;", "int64_t low = current - 1;"),
+    # PPO update
+    ("ppo: denominators of the shard", L + "ppo_update.cc",
+     "return PolicyPart(options, part, minibatch.policy, output, gradient,",
+     "return PolicyPart(options, part, CountRows(batch, part.rows, batch.mask,"
+     "\n              options.t_max), output, gradient,"),
+    ("ppo: every epoch has the same order", L + "ppo_update.cc",
+     '"/", step, "/",\n                               epoch)', '"/", step)'),
+    ("ppo: schedule one step ahead", L + "ppo_trainer.cc",
+     "((step - 1) * options_.epochs + epoch) * options_.minibatches",
+     "(step * options_.epochs + epoch) * options_.minibatches"),
+    ("ppo: PTX coefficient ignored", L + "ppo_trainer.cc",
+     ".coef = options_.ptx_coef}", ".coef = 1.0}"),
+    ("ppo: every update has the same text", L + "ppo_trainer.cc",
+     ".first_position = update * options_.ptx_batch", ".first_position = 0"),
+    ("ppo: gain missing in the value's gradient", L + "ppo_update.cc",
+     "static_cast<float>(gain * loss.grad[i])",
+     "static_cast<float>(loss.grad[i])"),
+    ("ppo: value of the place after the answer forgotten", L + "ppo_update.cc",
+     "part.Gather(output, /*extra=*/1)", "part.Gather(output, /*extra=*/0)"),
+]
+
+LIBRARIES = tuple("lib/" + name for name in (
+    "base", "config", "metrics", "data", "algo", "weights", "comm", "engine",
+    "rpc"))
+
+
+class Group:
+    def __init__(self, name, folders, tests, mutations, oracle):
+        self.name, self.folders, self.tests = name, folders, tests
+        self.mutations, self.oracle = mutations, oracle
+
+
+GROUPS = (
+    Group("algo", ("cmake", "lib/base", "lib/algo", "lib/comm",
+                   "tests/testing", "tests/algo", "tests/ops",
+                   "tools/oracle"),
+          ("algo_test", "algo_distributed_test"), MUTATIONS, True),
+    Group("learner", ("cmake", "proto", *LIBRARIES, "learner",
+                      "tests/testing", "tests/learner"),
+          ("learner_parts_test", "learner_trainers_test"), LEARNER_MUTATIONS,
+          False),
+)
+
 
 def refresh(source, target):
     """Copies what differs, as new: Ninja goes by the time of change."""
@@ -284,7 +396,7 @@ def refresh(source, target):
         f.write(text)
 
 
-def copy_tree(work):
+def copy_tree(work, folders):
     refresh(os.path.join(ROOT, "CMakeLists.txt"),
             os.path.join(work, "CMakeLists.txt"))
     # Headers of other folders, for the types that cross.
@@ -293,7 +405,7 @@ def copy_tree(work):
                     ignore=lambda folder, names: [
                         n for n in names if not n.endswith(".h") and
                         not os.path.isdir(os.path.join(folder, n))])
-    for folder in FOLDERS:
+    for folder in folders:
         shutil.copytree(os.path.join(ROOT, folder),
                         os.path.join(work, folder), dirs_exist_ok=True,
                         copy_function=refresh,
@@ -307,12 +419,13 @@ def failing_names(text):
 
 
 class Copy:
-    def __init__(self, work, jobs):
-        self.tree = os.path.join(work, "tree")
-        self.build = os.path.join(work, "build")
+    def __init__(self, work, jobs, group):
+        self.tree = os.path.join(work, group.name, "tree")
+        self.build = os.path.join(work, group.name, "build")
         self.jobs = jobs
+        self.group = group
         os.makedirs(self.tree, exist_ok=True)
-        copy_tree(self.tree)
+        copy_tree(self.tree, group.folders)
 
     def run(self, argv, limit=600):
         try:
@@ -323,7 +436,8 @@ class Copy:
             return -1, "timeout"
 
     def configure(self):
-        only = ";".join(f for f in FOLDERS if f[:3] in ("lib", "tes"))
+        only = ";".join(f for f in self.group.folders
+                        if f[:4] in ("lib/", "test", "lear", "prot"))
         return self.run(["cmake", "-S", self.tree, "-B", self.build, "-G",
                          "Ninja", "-DCMAKE_BUILD_TYPE=Release",
                          "-DCMAKE_CXX_FLAGS_RELEASE=-O1",
@@ -331,14 +445,14 @@ class Copy:
                          "-DCMAKE_CXX_FLAGS=-w",
                          "-DCOX_WITH_TORCH=OFF", f"-DCOX_ONLY={only}"])
 
-    def make(self, targets=TESTS):
+    def make(self, targets=()):
         return self.run(["ninja", "-C", self.build, f"-j{self.jobs}",
-                         *targets], 1800)
+                         *(targets or self.group.tests)], 1800)
 
     def tests(self):
         """Names of failing unit tests."""
         failed = []
-        for name in TESTS:
+        for name in self.group.tests:
             code, text = self.run([os.path.join(self.build, "bin", name),
                                    "--gtest_brief=1"], 120)
             if code:
@@ -347,6 +461,8 @@ class Copy:
         return failed
 
     def oracle_objects(self):
+        if not self.group.oracle:
+            return False
         code, _ = self.make(("cox-ops",))
         if code:
             return False
@@ -369,20 +485,68 @@ def apply(path, old, new):
     return True
 
 
+def run_group(group, mutations, options, counts):
+    """False if the unchanged copy does not build or pass."""
+    copy = Copy(options.work, options.jobs, group)
+    for step in (copy.configure, copy.make):
+        code, text = step()
+        if code:
+            print(text[-3000:])
+            print(f"mutate: the unchanged copy of {group.name} does not build")
+            return False
+    failed = copy.tests()
+    if failed:
+        print(f"mutate: the unchanged copy fails: {', '.join(failed)}")
+        return False
+    for what, path, old, new in mutations:
+        full = os.path.join(copy.tree, path)
+        with open(full) as f:
+            original = f.read()
+        print(f"{what:50} {os.path.basename(path):20} "
+              f"{try_mutation(copy, full, old, new, counts)}", flush=True)
+        with open(full, "w") as f:
+            f.write(original)
+    return True
+
+
+def try_mutation(copy, path, old, new, counts):
+    """The table's last column; counts what became of it."""
+    if not apply(path, old, new):
+        counts["stale"] += 1
+        return "does not apply: the source has changed"
+    code, text = copy.make()
+    if code:
+        counts["stale"] += 1
+        errors = [x for x in text.splitlines() if " error: " in x][:1]
+        return f"does not compile: {errors}"
+    failed = copy.tests()
+    counts["caught" if failed else "survived"] += 1
+    if not failed:
+        return "SURVIVED" + (" (the oracle would object)"
+                             if copy.oracle_objects() else "")
+    return ", ".join(failed[:2]) + (
+        f" and {len(failed) - 2} more" if len(failed) > 2 else "")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--work", help="folder for copy and build "
                         "(default: a temporary one, removed at the end)")
+    parser.add_argument("--group", choices=[g.name for g in GROUPS])
     parser.add_argument("--only", help="mutations whose name or file has it")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--list", action="store_true")
     options = parser.parse_args()
-    chosen = [m for m in MUTATIONS if not options.only or
-              options.only in m[0] or options.only in m[1]]
+    chosen = [(group, [m for m in group.mutations if not options.only or
+                       options.only in m[0] or options.only in m[1]])
+              for group in GROUPS
+              if options.group in (None, group.name)]
+    chosen = [(group, mutations) for group, mutations in chosen if mutations]
     if options.list:
-        for what, path, _, _ in chosen:
-            print(f"{os.path.basename(path):20} {what}")
+        for _, mutations in chosen:
+            for what, path, _, _ in mutations:
+                print(f"{os.path.basename(path):20} {what}")
         return 0
     os.nice(19 - os.nice(0))
     temporary = None
@@ -390,52 +554,16 @@ def main():
         temporary = tempfile.TemporaryDirectory(prefix="cox-mutate-")
         options.work = temporary.name
     start = time.monotonic()
-    copy = Copy(options.work, options.jobs)
-    for step in (copy.configure, copy.make):
-        code, text = step()
-        if code:
-            print(text[-3000:])
-            print("mutate: the unchanged copy does not build")
+    counts = {"caught": 0, "survived": 0, "stale": 0}
+    print(f"{'mutation':50} {'file':20} unit tests that fail", flush=True)
+    for group, mutations in chosen:
+        if not run_group(group, mutations, options, counts):
             return 2
-    failed = copy.tests()
-    if failed:
-        print(f"mutate: the unchanged copy fails: {', '.join(failed)}")
-        return 2
-    caught = survived = stale = 0
-    print(f"{'mutation':50} {'file':20} unit tests that fail",
-          flush=True)
-    for what, path, old, new in chosen:
-        full = os.path.join(copy.tree, path)
-        with open(full) as f:
-            original = f.read()
-        if not apply(full, old, new):
-            stale += 1
-            print(f"{what:50} {os.path.basename(path):20} "
-                  "does not apply: the source has changed")
-            continue
-        code, text = copy.make()
-        if code:
-            stale += 1
-            print(f"{what:50} {os.path.basename(path):20} does not compile: "
-                  f"{[x for x in text.splitlines() if ' error: ' in x][:1]}")
-        else:
-            failed = copy.tests()
-            caught += bool(failed)
-            survived += not failed
-            shown = ", ".join(failed[:2]) + (
-                f" and {len(failed) - 2} more" if len(failed) > 2 else "")
-            if not failed:
-                shown = "SURVIVED" + (
-                    " (the oracle would object)" if copy.oracle_objects()
-                    else "")
-            print(f"{what:50} {os.path.basename(path):20} {shown}",
-                  flush=True)
-        with open(full, "w") as f:
-            f.write(original)
-    print(f"{caught} caught, {survived} survived" +
+    stale = counts["stale"]
+    print(f"{counts['caught']} caught, {counts['survived']} survived" +
           (f", {stale} no longer apply" if stale else "") +
           f" ({time.monotonic() - start:.0f} s)")
-    return 1 if survived or stale else 0
+    return 1 if counts["survived"] or stale else 0
 
 
 if __name__ == "__main__":

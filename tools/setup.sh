@@ -35,6 +35,8 @@ cargo_ok() {
 cargo_ok cargo || cargo_ok /usr/bin/cargo || missing+=(rustc-web cargo-web)
 command -v pip3 >/dev/null || command -v pip >/dev/null ||
   missing+=(python3-pip)
+# Any Go will do: tests/k8s/testbed/prepare.sh has it fetch a newer one.
+command -v go >/dev/null || missing+=(golang-go)
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing ${#missing[@]} Debian packages: ${missing[*]}"
   as_root apt-get update -qq
@@ -45,33 +47,37 @@ else
 fi
 pip=$(command -v pip3 || command -v pip)
 
-# --- LibTorch from the PyPI wheels -----------------------------------------
-fingerprint=$(grep '^wheel' "$here/dependencies.lock" | sha256sum | cut -c1-16)
-libtorch=$cache/libtorch-$fingerprint
-if [ -f "$libtorch/.complete" ]; then
-  say "LibTorch: present in $libtorch"
-else
+# --- Wheels ----------------------------------------------------------------
+# fetch_wheel NAME VERSION SHA256: the file's path in $wheel.
+fetch_wheel() {
+  local name=$1 version=$2 sum=$3 stem=${1//-/_}
+  find_wheel() {
+    ls "$cache/wheels/$stem-$version-"*.whl 2>/dev/null | head -n1
+  }
+  wheel=$(find_wheel || true)
+  if [ -z "$wheel" ]; then
+    say "downloading $name $version"
+    "$pip" download -q --no-deps --only-binary=:all: \
+      --python-version 3.11 --implementation cp \
+      --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 \
+      --platform manylinux_2_18_x86_64 --platform manylinux_2_17_x86_64 \
+      --platform manylinux2014_x86_64 \
+      -d "$cache/wheels" "$name==$version"
+    wheel=$(find_wheel)
+  fi
+  echo "$sum  $wheel" | sha256sum -c --quiet - ||
+    die "$wheel: SHA-256 differs from tools/dependencies.lock"
+}
+
+# unpack_wheels KIND FOLDER: all wheels of that kind, once.
+unpack_wheels() {
+  local kind=$1 folder=$2 k name version sum unwanted
   mkdir -p "$cache/wheels"
-  staging=$(mktemp -d "$cache/libtorch.XXXXXX")
+  staging=$(mktemp -d "$cache/unpack.XXXXXX")
   trap 'rm -rf "$staging"' EXIT
-  while read -r kind name version sum; do
-    [ "$kind" = wheel ] || continue
-    find_wheel() {
-      local stem=${name//-/_}
-      ls "$cache/wheels/$stem-$version-"*.whl 2>/dev/null | head -n1
-    }
-    wheel=$(find_wheel || true)
-    if [ -z "$wheel" ]; then
-      say "downloading $name $version"
-      "$pip" download -q --no-deps --only-binary=:all: \
-        --python-version 3.11 --implementation cp \
-        --platform manylinux_2_28_x86_64 --platform manylinux_2_25_x86_64 \
-        --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-        -d "$cache/wheels" "$name==$version"
-      wheel=$(find_wheel)
-    fi
-    echo "$sum  $wheel" | sha256sum -c --quiet - ||
-      die "$wheel: SHA-256 differs from tools/dependencies.lock"
+  while read -r k name version sum; do
+    [ "$k" = "$kind" ] || continue
+    fetch_wheel "$name" "$version" "$sum"
     # Headers, libraries and licences only: no Python is needed to run.
     unwanted=()
     [ "$name" != torch ] || unwanted=(-x 'torch/*.py' 'torch/bin/*'
@@ -79,17 +85,44 @@ else
     unzip -q -o "$wheel" -d "$staging" "${unwanted[@]}" ||
       die "$wheel: cannot be unpacked into $staging (disk full?)"
   done < "$here/dependencies.lock"
-  # The wheel carries protobuf 3.13 headers that would shadow Debian's.
+  # The torch wheel carries protobuf 3.13 headers that would shadow Debian's.
   rm -rf "$staging/torch/include/google" "$staging/torch/include/pybind11"
+  # Wheels do not keep that a file may be run.
+  chmod -f +x "$staging"/nvidia/cu13/bin/* "$staging"/nvidia/cu13/nvvm/bin/* ||
+    true
   touch "$staging/.complete"
-  rm -rf "$libtorch"
-  mv "$staging" "$libtorch"
+  rm -rf "$folder"
+  mv "$staging" "$folder"
   trap - EXIT
+}
+fingerprint_of() {
+  grep "^$1 " "$here/dependencies.lock" | sha256sum | cut -c1-16
+}
+
+# --- LibTorch --------------------------------------------------------------
+libtorch=$cache/libtorch-$(fingerprint_of wheel)
+if [ -f "$libtorch/.complete" ]; then
+  say "LibTorch: present in $libtorch"
+else
+  unpack_wheels wheel "$libtorch"
   # A wheel serves only this unpacking; the folder replaces it.
   rm -f "$cache/wheels/torch-"*.whl
   say "LibTorch: unpacked into $libtorch"
 fi
 ln -sfn "$libtorch" "$cache/libtorch"
+
+# --- With --gpu: nvcc and NCCL, to build libcox_gpu.so ----------------------
+if [ "${1:-}" = --gpu ]; then
+  toolkit=$cache/libtorch-gpu-$(fingerprint_of wheel-gpu)
+  if [ -f "$toolkit/.complete" ]; then
+    say "nvcc and NCCL: present in $toolkit"
+  else
+    unpack_wheels wheel-gpu "$toolkit"
+    rm -f "$cache/wheels/nvidia_"{nccl,nvvm,cuda_nvcc}*.whl
+    say "nvcc and NCCL: unpacked into $toolkit"
+  fi
+  ln -sfn "$toolkit" "$cache/libtorch-gpu"
+fi
 
 # --- Rust crates (network only here; the build runs --offline --locked) -----
 crate=$here/../lib/data/tokenizer_rs

@@ -58,22 +58,8 @@ absl::Status AdamOptions::Validate() const {
   return CheckNotNegative("weight_decay", weight_decay);
 }
 
-namespace {
-
-// Everything of one step that does not depend on the element.
 template <typename T>
-struct AdamFactors {
-  T keep;        // 1 − lr·wd
-  T beta1, beta2;
-  T take1, take2;  // 1 − β
-  T grad_scale;
-  T root_scale;  // multiplies √v
-  T rate;        // multiplies m/(√v·root_scale + eps)
-  T eps;
-};
-
-template <typename T>
-AdamFactors<T> FactorsOf(const AdamOptions& options, const AdamStep& step) {
+AdamFactors<T> AdamFactorsOf(const AdamOptions& options, const AdamStep& step) {
   const double t = static_cast<double>(step.step);
   const double correction1 = 1 - std::pow(options.beta1, t);
   const double correction2 = std::sqrt(1 - std::pow(options.beta2, t));
@@ -92,6 +78,8 @@ AdamFactors<T> FactorsOf(const AdamOptions& options, const AdamStep& step) {
   f.eps = static_cast<T>(options.eps);
   return f;
 }
+
+namespace {
 
 // Raw restrict pointers, so that the compiler vectorises without checks.
 template <typename T>
@@ -120,7 +108,7 @@ void AdamUpdate(const AdamOptions& options, const AdamStep& step,
   COX_CHECK(step.step >= 1);
   COX_CHECK(grads.size() == params.size() && m.size() == params.size() &&
             v.size() == params.size());
-  AdamLoop(FactorsOf<T>(options, step), static_cast<int64_t>(params.size()),
+  AdamLoop(AdamFactorsOf<T>(options, step), static_cast<int64_t>(params.size()),
            params.data(), grads.data(), m.data(), v.data());
 }
 
@@ -212,6 +200,8 @@ bool HasWeightDecay(std::string_view name, std::span<const int64_t> shape) {
 }
 
 #define COX_INSTANTIATE(T)                                                  \
+  template AdamFactors<T> AdamFactorsOf<T>(const AdamOptions&,              \
+                                           const AdamStep&);                \
   template void AdamUpdate<T>(const AdamOptions&, const AdamStep&,          \
                               std::span<T>, std::span<const T>,             \
                               std::span<T>, std::span<T>);                  \

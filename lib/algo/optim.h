@@ -50,6 +50,20 @@ struct AdamStep {
   bool decay = true;      // false: this range has no weight decay
 };
 
+// Everything of one update that does not depend on the element.
+template <typename T>
+struct AdamFactors {
+  T keep;          // 1 − lr·wd
+  T beta1, beta2;
+  T take1, take2;  // 1 − β
+  T grad_scale;
+  T root_scale;    // multiplies √v
+  T rate;          // multiplies m/(√v·root_scale + eps)
+  T eps;
+};
+template <typename T>
+AdamFactors<T> AdamFactorsOf(const AdamOptions& options, const AdamStep& step);
+
 // One update of a parameter range; m and v are its moments (start at 0). All
 // spans have one size and do not overlap. REQUIRES: equal sizes, step >= 1.
 template <typename T>

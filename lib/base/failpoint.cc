@@ -30,6 +30,7 @@ constexpr FailpointName kKillFailpoints[] = {
     {"coordinator", "segment.synced"},
     {"coordinator", "ledger.decided"},
     {"coordinator", "ledger.committed"},
+    {"coordinator", "ledger.replied"},
     {"coordinator", "endpoints.written"},
     {"learner", "learner.trained"},
     {"learner", "checkpoint.written"},

@@ -26,6 +26,10 @@ class Collective {
   // ranks' data in rank order (tree_sum.h).
   virtual absl::Status AllReduceSum(std::span<float> data) = 0;
   virtual absl::Status AllReduceSum(std::span<double> data) = 0;
+  // in.size() = world_size * out.size(): rank r gets block r of what
+  // AllReduceSum would leave in `in`, bit for bit.
+  virtual absl::Status ReduceScatterSum(std::span<const float> in,
+                                        std::span<float> out) = 0;
   // From `root` to all, in place.
   virtual absl::Status Broadcast(std::span<std::byte> data, int root) = 0;
   // out.size() = world_size * in.size(), in rank order.
@@ -34,6 +38,12 @@ class Collective {
   virtual absl::Status Barrier() = 0;
   virtual void Abort() = 0;
 };
+
+// INVALID_ARGUMENT unless `large` is `world` times `small`, in elements.
+absl::Status CheckBlocks(const char* operation, size_t large, size_t small,
+                         int world);
+// INVALID_ARGUMENT unless `root` is a rank of `world`.
+absl::Status CheckRoot(int root, int world);
 
 // World of one: every call is a no-op that succeeds.
 std::unique_ptr<Collective> MakeSingleRank();

@@ -121,12 +121,36 @@ class GlooCollective : public Collective {
     return AllReduce(data, at::kDouble);
   }
 
-  absl::Status Broadcast(std::span<std::byte> data, int root) override {
-    if (root < 0 || root >= options_.world_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("broadcast: root ", root, " in a world of ",
-                       options_.world_size));
+  absl::Status ReduceScatterSum(std::span<const float> in,
+                                std::span<float> out) override {
+    const auto world = static_cast<size_t>(options_.world_size);
+    COX_RETURN_IF_ERROR(CheckBlocks("reduce-scatter", in.size(), out.size(),
+                                    options_.world_size));
+    const MonoTime deadline = Clock::Real().Now() + options_.timeout;
+    const size_t segment =
+        std::max<size_t>(kSegmentBytes / sizeof(float) / world, 1);
+    for (size_t done = 0; done < out.size(); done += segment) {
+      const auto part =
+          out.subspan(done, std::min(segment, out.size() - done));
+      COX_ASSIGN_OR_RETURN(
+          const at::Tensor received,
+          Exchange<float>("reduce-scatter", part.size(), at::kFloat, deadline,
+                          [&](float* to) {
+                            for (size_t rank = 0; rank < world; ++rank) {
+                              const auto block = in.subspan(
+                                  rank * out.size() + done, part.size());
+                              to = std::copy(block.begin(), block.end(), to);
+                            }
+                          }));
+      const std::span<float> sum =
+          SumBlocks(static_cast<float*>(received.data_ptr()), part.size());
+      std::copy(sum.begin(), sum.end(), part.begin());
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status Broadcast(std::span<std::byte> data, int root) override {
+    COX_RETURN_IF_ERROR(CheckRoot(root, options_.world_size));
     const MonoTime deadline = Clock::Real().Now() + options_.timeout;
     c10d::BroadcastOptions broadcast;
     broadcast.rootRank = root;
@@ -146,11 +170,8 @@ class GlooCollective : public Collective {
   absl::Status AllGather(std::span<const std::byte> in,
                          std::span<std::byte> out) override {
     const auto world = static_cast<size_t>(options_.world_size);
-    if (out.size() != in.size() * world) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("all-gather: in has ", in.size(), " bytes, out ",
-                       out.size(), ", world ", world));
-    }
+    COX_RETURN_IF_ERROR(CheckBlocks("all-gather", out.size(), in.size(),
+                                    options_.world_size));
     const MonoTime deadline = Clock::Real().Now() + options_.timeout;
     const size_t segment = std::max<size_t>(kSegmentBytes / world, 1);
     std::vector<std::byte> gathered;
@@ -239,6 +260,28 @@ class GlooCollective : public Collective {
     return absl::OkStatus();
   }
 
+  // Rank r gets block r of all ranks: [world, block] elements, which `fill`
+  // writes on this side.
+  template <typename T, typename Fill>
+  absl::StatusOr<at::Tensor> Exchange(const char* operation, size_t block,
+                                      at::ScalarType type, MonoTime deadline,
+                                      Fill fill) {
+    at::Tensor received;
+    COX_RETURN_IF_ERROR(Run(operation, deadline, [&] {
+      const auto elements =
+          static_cast<int64_t>(block) * options_.world_size;
+      at::Tensor sent = at::empty({elements}, type);
+      fill(static_cast<T*>(sent.data_ptr()));
+      received = at::empty({elements}, type);
+      std::vector<int64_t> equal_splits;
+      c10d::AllToAllOptions exchange;
+      exchange.timeout = Left(deadline);
+      return group_->alltoall_base(received, sent, equal_splits, equal_splits,
+                                   exchange);
+    }));
+    return received;
+  }
+
   // Rank r gets block r of all, adds it, and everybody gathers the sums: the
   // traffic of a ring in an order that is ours.
   template <typename T>
@@ -246,19 +289,12 @@ class GlooCollective : public Collective {
                                MonoTime deadline) {
     const auto world = static_cast<size_t>(options_.world_size);
     const size_t block = (part.size() + world - 1) / world;
-    at::Tensor received;
-    COX_RETURN_IF_ERROR(Run("all-reduce", deadline, [&] {
-      const auto padded = static_cast<int64_t>(block * world);
-      at::Tensor sent = at::empty({padded}, type);
-      T* to = static_cast<T*>(sent.data_ptr());
-      std::fill(std::copy(part.begin(), part.end(), to), to + padded, T{0});
-      received = at::empty({padded}, type);
-      std::vector<int64_t> equal_splits;
-      c10d::AllToAllOptions exchange;
-      exchange.timeout = Left(deadline);
-      return group_->alltoall_base(received, sent, equal_splits, equal_splits,
-                                   exchange);
-    }));
+    COX_ASSIGN_OR_RETURN(
+        const at::Tensor received,
+        Exchange<T>("all-reduce", block, type, deadline, [&](T* to) {
+          std::fill(std::copy(part.begin(), part.end(), to),
+                    to + block * world, T{0});
+        }));
     const std::span<T> sum =
         SumBlocks(static_cast<T*>(received.data_ptr()), block);
     std::vector<T> all(block * world);

@@ -11,10 +11,18 @@ namespace {
 
 // What one rank brings to a round.
 struct Contribution {
-  enum class Kind { kSumFloat, kSumDouble, kBroadcast, kGather, kBarrier };
+  enum class Kind {
+    kSumFloat,
+    kSumDouble,
+    kScatterSum,
+    kBroadcast,
+    kGather,
+    kBarrier
+  };
   Kind kind = Kind::kBarrier;
   std::span<float> floats = {};
   std::span<double> doubles = {};
+  std::span<const float> blocks = {};  // scattered sum: all ranks' blocks
   std::span<const std::byte> in = {};
   std::span<std::byte> out = {};  // broadcast: the data
   int root = 0;
@@ -22,6 +30,7 @@ struct Contribution {
   bool Agrees(const Contribution& other) const {
     return kind == other.kind && floats.size() == other.floats.size() &&
            doubles.size() == other.doubles.size() &&
+           blocks.size() == other.blocks.size() &&
            in.size() == other.in.size() && out.size() == other.out.size() &&
            root == other.root;
   }
@@ -38,6 +47,22 @@ void SumOfAll(std::vector<Contribution>& all, Span span_of) {
   }
 }
 
+// all[r].floats receives block r of the sum of all[..].blocks.
+void ScatterSum(std::vector<Contribution>& all) {
+  std::vector<std::vector<float>> copies;
+  std::vector<std::span<float>> parts;
+  for (const Contribution& one : all) {
+    copies.emplace_back(one.blocks.begin(), one.blocks.end());
+  }
+  for (std::vector<float>& copy : copies) parts.emplace_back(copy);
+  TreeSum<float>(parts);
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    const std::span<float> out = all[rank].floats;
+    std::copy_n(parts[0].begin() + static_cast<ptrdiff_t>(rank * out.size()),
+                out.size(), out.begin());
+  }
+}
+
 void Execute(std::vector<Contribution>& all) {
   switch (all[0].kind) {
     case Contribution::Kind::kSumFloat:
@@ -45,6 +70,9 @@ void Execute(std::vector<Contribution>& all) {
       return;
     case Contribution::Kind::kSumDouble:
       SumOfAll<double>(all, [](Contribution& c) { return c.doubles; });
+      return;
+    case Contribution::Kind::kScatterSum:
+      ScatterSum(all);
       return;
     case Contribution::Kind::kBroadcast: {
       const size_t root = static_cast<size_t>(all[0].root);
@@ -154,22 +182,24 @@ class InProcess : public Collective {
     return group_->Run(
         rank_, {.kind = Contribution::Kind::kSumDouble, .doubles = data});
   }
+  absl::Status ReduceScatterSum(std::span<const float> in,
+                                std::span<float> out) override {
+    COX_RETURN_IF_ERROR(
+        CheckBlocks("reduce-scatter", in.size(), out.size(), world_size_));
+    return group_->Run(rank_, {.kind = Contribution::Kind::kScatterSum,
+                               .floats = out,
+                               .blocks = in});
+  }
   absl::Status Broadcast(std::span<std::byte> data, int root) override {
-    if (root < 0 || root >= world_size_) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "broadcast: root ", root, " in a world of ", world_size_));
-    }
+    COX_RETURN_IF_ERROR(CheckRoot(root, world_size_));
     return group_->Run(rank_, {.kind = Contribution::Kind::kBroadcast,
                                .out = data,
                                .root = root});
   }
   absl::Status AllGather(std::span<const std::byte> in,
                          std::span<std::byte> out) override {
-    if (out.size() != in.size() * static_cast<size_t>(world_size_)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("all-gather: in has ", in.size(), " bytes, out ",
-                       out.size(), ", world ", world_size_));
-    }
+    COX_RETURN_IF_ERROR(
+        CheckBlocks("all-gather", out.size(), in.size(), world_size_));
     return group_->Run(
         rank_, {.kind = Contribution::Kind::kGather, .in = in, .out = out});
   }

@@ -30,6 +30,9 @@ struct LoadOptions {
   // Whether files that the stages need must exist. Off for a machine that
   // only inspects a configuration.
   bool check_files = true;
+  // The text is what PrintConfig wrote, perhaps before some key existed: such a
+  // key takes the schema's default, no profile's or family's.
+  bool recorded = false;
 };
 
 // INVALID_ARGUMENT with one line per problem, in the order of the file:

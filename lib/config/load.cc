@@ -57,7 +57,7 @@ class Loader {
   }
 
   // Settings below those of the file: they have no place in it.
-  void ApplyProfile(std::string_view yaml) {
+  void ApplyBelow(std::string_view yaml) {
     ApplyText(yaml);
     places_.clear();
   }
@@ -333,21 +333,25 @@ absl::StatusOr<cox::v1::RunConfig> LoadConfig(const LoadOptions& options) {
   }
   COX_ASSIGN_OR_RETURN(const std::string base, BaseFolder(options.path));
   const std::string label = options.path.empty() ? "config" : options.path;
-  const auto load = [&](std::string_view profile) {
+  const auto load = [&](std::string_view family, std::string_view profile) {
     Loader loader(label);
-    loader.ApplyProfile(profile);
+    loader.ApplyBelow(family);
+    loader.ApplyBelow(profile);
     loader.ApplyText(text);
     for (const std::string& text_override : options.overrides) {
       loader.ApplyOverride(text_override);
     }
     return loader;
   };
-  Loader loader = load("");
-  // Which profile lies below can only be known once everything was read.
-  if (const std::string_view profile =
-          config::ProfileYaml(loader.config().ppo().profile());
-      loader.ok() && !profile.empty()) {
-    loader = load(profile);
+  Loader loader = load("", "");
+  // What lies below can only be known once everything was read.
+  const std::string_view family =
+      config::FamilyYaml(loader.config().model().type());
+  const std::string_view profile =
+      config::ProfileYaml(loader.config().ppo().profile());
+  if (loader.ok() && !options.recorded &&
+      !(family.empty() && profile.empty())) {
+    loader = load(family, profile);
   }
   // What a broken file meant can only be guessed: check values afterwards.
   COX_RETURN_IF_ERROR(loader.status());

@@ -59,6 +59,11 @@ ppo:
 generation: {temperature: 0.7}
 )";
 
+// docs/algorithms.md §13.
+constexpr std::string_view kInstructEncdec = R"(
+model: {dropout: 0.1}
+)";
+
 }  // namespace
 
 std::string_view ProfileYaml(std::string_view profile) {
@@ -66,6 +71,10 @@ std::string_view ProfileYaml(std::string_view profile) {
   if (profile == "lmhp") return kLmHumanPreferences;
   if (profile == "tldr") return kTldr;
   return "";
+}
+
+std::string_view FamilyYaml(std::string_view type) {
+  return type == "instruct_encdec" ? kInstructEncdec : "";
 }
 
 }  // namespace cox::config

@@ -8,11 +8,6 @@
 namespace cox {
 namespace {
 
-struct PromptParts {
-  std::vector<int32_t> instruction_ids;
-  std::vector<int32_t> ids;
-};
-
 // Tokenises the parts of one row; every error names the row's place.
 class RowTokenizer {
  public:
@@ -61,40 +56,28 @@ class RowTokenizer {
     return text;
   }
 
-  // Of the row, or of the text that its messages make.
-  absl::StatusOr<PromptParts> Prompt() const {
-    if (options_.decoder_start.has_value() && !row_.instruction.empty()) {
-      return InstructionAndContext(row_.instruction, row_.prompt);
-    }
-    return Prompt(PromptText(row_));
+  absl::StatusOr<PromptIds> Prompt() const { return Prompt(row_); }
+
+  // Of the text that the row's messages make.
+  absl::StatusOr<PromptIds> Prompt(std::string text) const {
+    Row row;
+    row.prompt = std::move(text);
+    return Prompt(row);
   }
 
-  absl::StatusOr<PromptParts> Prompt(std::string_view text) const {
-    if (options_.decoder_start.has_value()) {
-      return InstructionAndContext(text, /*context=*/"");
-    }
-    PromptParts parts;
-    COX_ASSIGN_OR_RETURN(parts.ids, Encode(text));
-    COX_RETURN_IF_ERROR(
-        CheckLength("prompt", parts.ids.size(), options_.max_prompt_tokens));
-    return parts;
-  }
-
-  absl::StatusOr<PromptParts> InstructionAndContext(
-      std::string_view instruction, std::string_view context) const {
-    PromptParts parts;
-    COX_ASSIGN_OR_RETURN(parts.instruction_ids, Encode(instruction));
-    if (parts.instruction_ids.empty()) {
-      parts.instruction_ids = {*options_.decoder_start};
+  absl::StatusOr<PromptIds> Prompt(const Row& row) const {
+    absl::StatusOr<PromptIds> parts =
+        EncodePrompt(row, &tokenizer_, options_.decoder_start);
+    if (!parts.ok()) {
+      return Error(std::string(parts.status().message()));
     }
     COX_RETURN_IF_ERROR(CheckLength("instruction",
-                                    parts.instruction_ids.size(),
+                                    parts->instruction_ids.size(),
                                     options_.max_prompt_tokens));
-    COX_ASSIGN_OR_RETURN(parts.ids, Encode(context));
-    parts.ids.insert(parts.ids.begin(), *options_.decoder_start);
-    COX_RETURN_IF_ERROR(CheckLength("start token and context",
-                                    parts.ids.size(),
-                                    options_.max_prompt_tokens));
+    const bool encoder = options_.decoder_start.has_value();
+    COX_RETURN_IF_ERROR(
+        CheckLength(encoder ? "start token and context" : "prompt",
+                    parts->ids.size(), options_.max_prompt_tokens));
     return parts;
   }
 
@@ -110,7 +93,7 @@ class RowTokenizer {
   }
 
   // An example that holds the prompt only.
-  absl::StatusOr<SftExample> Begin(absl::StatusOr<PromptParts> prompt) const {
+  absl::StatusOr<SftExample> Begin(absl::StatusOr<PromptIds> prompt) const {
     COX_RETURN_IF_ERROR(prompt.status());
     SftExample example;
     example.instruction_ids = std::move(prompt->instruction_ids);
@@ -238,7 +221,7 @@ absl::StatusOr<RankedExample> RankedFromRow(const RowTokenizer& part,
   } else if (row.kind != RowKind::kRanking) {
     return part.WrongKind("pair or ranking");
   }
-  COX_ASSIGN_OR_RETURN(PromptParts prompt, part.Prompt());
+  COX_ASSIGN_OR_RETURN(PromptIds prompt, part.Prompt());
   example.prompt_ids = std::move(prompt.ids);
   example.instruction_ids = std::move(prompt.instruction_ids);
   for (size_t i = 0; i < responses.size(); ++i) {
@@ -267,7 +250,7 @@ absl::StatusOr<PromptExample> PromptFromRow(const RowTokenizer& part,
     default:
       example.text = PromptText(row);
   }
-  COX_ASSIGN_OR_RETURN(PromptParts prompt, row.kind == RowKind::kMessages
+  COX_ASSIGN_OR_RETURN(PromptIds prompt, row.kind == RowKind::kMessages
                                                ? part.Prompt(example.text)
                                                : part.Prompt());
   example.ids = std::move(prompt.ids);
@@ -308,6 +291,36 @@ absl::StatusOr<PromptExample> PromptFromIds(const Dataset& dataset,
 }
 
 }  // namespace
+
+absl::StatusOr<PromptIds> EncodePrompt(const Row& prompt,
+                                       const Tokenizer* tokenizer,
+                                       std::optional<int32_t> decoder_start,
+                                       bool add_special_tokens) {
+  const auto encode =
+      [&](std::string_view text) -> absl::StatusOr<std::vector<int32_t>> {
+    const bool special = add_special_tokens && !decoder_start.has_value();
+    if (text.empty() && !special) return std::vector<int32_t>();
+    if (tokenizer == nullptr) {
+      return absl::InvalidArgumentError(
+          "token ids are needed: the run has no tokenizer");
+    }
+    return tokenizer->Encode(text, special);
+  };
+  PromptIds ids;
+  if (!decoder_start.has_value()) {
+    COX_ASSIGN_OR_RETURN(ids.ids, encode(PromptText(prompt)));
+    return ids;
+  }
+  const bool plain = prompt.instruction.empty();
+  COX_ASSIGN_OR_RETURN(ids.instruction_ids,
+                       encode(plain ? prompt.prompt : prompt.instruction));
+  if (ids.instruction_ids.empty()) ids.instruction_ids = {*decoder_start};
+  if (!plain) {
+    COX_ASSIGN_OR_RETURN(ids.ids, encode(prompt.prompt));
+  }
+  ids.ids.insert(ids.ids.begin(), *decoder_start);
+  return ids;
+}
 
 absl::Status TokenizeOptions::Validate() const {
   if (max_prompt_tokens < 1 || max_response_tokens < 1 ||

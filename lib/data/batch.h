@@ -23,6 +23,18 @@ namespace cox {
 // instruction); the decoder reads `ids`, the start token and the context. With
 // other models instruction_ids are empty.
 
+struct PromptIds {
+  std::vector<int32_t> instruction_ids;
+  std::vector<int32_t> ids;
+};
+// Of a row's instruction and prompt, whatever their length; `decoder_start` as
+// in TokenizeOptions. Special tokens are added to a decoder's text if asked
+// for. INVALID_ARGUMENT: no UTF-8, or a text and no tokenizer.
+absl::StatusOr<PromptIds> EncodePrompt(const Row& prompt,
+                                       const Tokenizer* tokenizer,
+                                       std::optional<int32_t> decoder_start,
+                                       bool add_special_tokens = false);
+
 // A prompt with its number, which keys the sampling (lib/base/rng.h).
 struct PromptExample {
   uint64_t prompt_id = 0;  // row index in the dataset

@@ -12,8 +12,10 @@
 #include <string>
 #include <vector>
 
+#include "lib/algo/optim.h"
 #include "lib/algo/sampling.h"
 #include "lib/base/status.h"
+#include "lib/comm/collective.h"
 #include "lib/data/tokenizer.h"
 #include "lib/data/trajectory.h"
 #include "lib/engine/model_config.h"
@@ -34,6 +36,11 @@ struct TokenBatch {
   int64_t instruction_length = 0;
   std::vector<int32_t> instruction_ids;
   std::vector<int32_t> instruction_lengths;
+  // Of training passes; frozen ones ignore it: the probability with which an
+  // activation is dropped (docs/algorithms.md §13.1). What is dropped in row b
+  // is a function of dropout_keys[b] [B] and of the place in network and row.
+  double dropout = 0;  // [0, 1)
+  std::vector<uint64_t> dropout_keys;
 
   absl::Status Validate(const ModelConfig& config) const;
 };
@@ -85,6 +92,10 @@ struct GenerateRequest {
   // tokens written out, so the decision is a function of the row's tokens.
   std::vector<std::string> stop_strings;
   std::shared_ptr<const Tokenizer> tokenizer;  // for stop_strings only
+  // Scheduled lengths, one per row, for benchmarks: the row's lengths[r]-th
+  // token is the first of sampling.eos_ids, and no EOS is drawn before. Empty:
+  // the model decides.
+  std::vector<int64_t> lengths;
   // Called by Generate after each draw, in the order of the draws; for showing
   // an answer as it grows.
   std::function<void(int64_t row, int32_t token)> on_token;
@@ -103,6 +114,29 @@ class PolicyEngine : public ScoreEngine {
       const GenerateRequest& request) = 0;
 };
 
+// Training state that stays where the engine computes: gradients, parameters
+// and Adam's moments (0 at first) as flat float32 buffers of one size.
+class DeviceState {
+ public:
+  virtual ~DeviceState() = default;
+  // Copies the gradients aside; `place` counts from 0, used ones are reused.
+  virtual absl::Status KeepGradients(size_t place) = 0;
+  // gradients := kept + gradients.
+  virtual absl::Status AddKeptGradients(size_t place) = 0;
+  // As Collective::AllReduceSum.
+  virtual absl::Status AllReduceGradients(Collective& group) = 0;
+  // Sum of squares in float64; NaN or infinite if a gradient is.
+  virtual absl::StatusOr<double> SquaredGradientNorm() = 0;
+  // AdamUpdate of floats begin .. begin + count - 1.
+  virtual absl::Status AdamUpdate(size_t begin, size_t count,
+                                  const AdamFactors<float>& factors) = 0;
+  virtual absl::Status ReadMoments(std::span<float> m, std::span<float> v) = 0;
+  virtual absl::Status WriteMoments(std::span<const float> m,
+                                    std::span<const float> v) = 0;
+  // Makes a gradient NaN.
+  virtual absl::Status PoisonGradients() = 0;
+};
+
 // Training passes. Parameters and gradients are flat float32 buffers in
 // manifest order, so that all-reduce, clipping, optimizer and snapshot are
 // single passes over memory.
@@ -110,6 +144,11 @@ class TrainEngine : public ScoreEngine {
  public:
   virtual std::span<float> Parameters() = 0;
   virtual std::span<float> Gradients() = 0;
+  // Null: the two spans are the state itself. Else it is there, and each call
+  // of Parameters() or Gradients() brings the state to the host; what is then
+  // written into Parameters() reaches the device before the next pass, what is
+  // written into Gradients() does not.
+  virtual DeviceState* device() { return nullptr; }
   virtual const Manifest& layout() const = 0;  // no tensor hashes
   virtual void ZeroGradients() = 0;
 

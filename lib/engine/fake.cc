@@ -212,6 +212,7 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
   absl::Status AccumulateLogprobs(const TokenBatch& batch, double temperature,
                                   bool want_entropy,
                                   const LogprobLoss& loss) override {
+    COX_RETURN_IF_ERROR(CheckDropout(batch));
     COX_ASSIGN_OR_RETURN(LogprobOutput out,
                          Logprobs(batch, temperature, want_entropy));
     LogprobGradient gradient;
@@ -242,6 +243,7 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
   }
   absl::Status AccumulateValues(const TokenBatch& batch,
                                 const ScalarLoss& loss) override {
+    COX_RETURN_IF_ERROR(CheckDropout(batch));
     COX_ASSIGN_OR_RETURN(std::vector<float> out, Values(batch));
     std::vector<float> gradient(out.size(), 0.0f);
     COX_RETURN_IF_ERROR(loss(out, gradient));
@@ -254,6 +256,7 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
   }
   absl::Status AccumulateScores(const TokenBatch& batch,
                                 const ScalarLoss& loss) override {
+    COX_RETURN_IF_ERROR(CheckDropout(batch));
     COX_ASSIGN_OR_RETURN(std::vector<float> out, Scores(batch));
     std::vector<float> gradient(out.size(), 0.0f);
     COX_RETURN_IF_ERROR(loss(out, gradient));
@@ -267,6 +270,10 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
   }
 
  private:
+  static absl::Status CheckDropout(const TokenBatch& batch) {
+    if (batch.dropout == 0) return absl::OkStatus();
+    return absl::UnimplementedError("fake engine: there is no dropout");
+  }
   absl::Status Check(const TokenBatch& batch, HeadKind head) const {
     if (parameters_.empty()) {
       return absl::FailedPreconditionError("no weights are loaded");

@@ -65,6 +65,19 @@ absl::Status ValidateGenerateRequest(const GenerateRequest& request,
                      request.max_new_tokens));
   }
   COX_RETURN_IF_ERROR(request.sampling.Validate());
+  if (!request.lengths.empty()) {
+    COX_RETURN_IF_ERROR(CheckCount("lengths", request.lengths.size(), rows));
+    for (int64_t length : request.lengths) {
+      if (length < 1 || length > request.max_new_tokens) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("lengths: expected 1 to max_new_tokens ",
+                         request.max_new_tokens, ", found ", length));
+      }
+    }
+    if (request.sampling.eos_ids.empty()) {
+      return absl::InvalidArgumentError("lengths: need an id in eos_ids");
+    }
+  }
   COX_RETURN_IF_ERROR(ValidateStopStrings(request.stop_strings));
   if (!request.stop_strings.empty() && request.tokenizer == nullptr) {
     return absl::InvalidArgumentError("stop_strings: need a tokenizer");
@@ -78,6 +91,14 @@ absl::Status ValidateGenerateRequest(const GenerateRequest& request,
                           /*new_tokens=*/0);
   }
   return absl::OkStatus();
+}
+
+SamplingOptions RowSampling(const GenerateRequest& request, size_t row) {
+  SamplingOptions sampling = request.sampling;
+  if (!request.lengths.empty()) {
+    sampling.min_new_tokens = request.lengths[row] - 1;
+  }
+  return sampling;
 }
 
 GenerateRows::GenerateRows(const GenerateRequest& request)
@@ -98,31 +119,43 @@ GenerateRows::GenerateRows(const GenerateRequest& request)
 
 absl::Status GenerateRows::Sample(int64_t row, std::span<const float> logits) {
   const size_t r = static_cast<size_t>(row);
-  std::vector<int32_t>& tokens = result_.tokens[r];
-  const int64_t position = static_cast<int64_t>(tokens.size());
+  const int64_t position = static_cast<int64_t>(result_.tokens[r].size());
   std::span<const int32_t> context;
   if (!context_.empty()) context = context_[r];
-  absl::Status processed = sampler_.Process<float>(logits, request_.sampling,
-                                                   context, position);
+  const bool scheduled = !request_.lengths.empty();
+  const absl::Status processed = sampler_.Process<float>(
+      logits, scheduled ? RowSampling(request_, r) : request_.sampling, context,
+      position);
   if (!processed.ok()) {
     return Annotate(processed, absl::StrCat("row ", row, ", token ",
                                             position));
   }
-  const SampledToken drawn = sampler_.Draw(
+  SampledToken drawn = sampler_.Draw(
       TokenUniform(request_.seed, request_.prompt_ids[r],
                    request_.sample_indices[r],
                    static_cast<uint64_t>(position)));
-  tokens.push_back(static_cast<int32_t>(drawn.token));
-  result_.logprobs[r].push_back(static_cast<float>(drawn.logprob));
-  if (!context_.empty()) context_[r].push_back(tokens.back());
+  if (scheduled && position + 1 == request_.lengths[r]) {
+    drawn.token = request_.sampling.eos_ids[0];
+    drawn.logprob = sampler_.Logprob(drawn.token);
+  }
+  Record(row, static_cast<int32_t>(drawn.token),
+         static_cast<float>(drawn.logprob));
+  return absl::OkStatus();
+}
+
+void GenerateRows::Record(int64_t row, int32_t token, float logprob) {
+  const size_t r = static_cast<size_t>(row);
+  std::vector<int32_t>& tokens = result_.tokens[r];
+  tokens.push_back(token);
+  result_.logprobs[r].push_back(logprob);
+  if (!context_.empty()) context_[r].push_back(token);
   if (Stops(r)) {
     result_.finish[r] = FinishReason::kStop;
     finished_[r] = 1;
-  } else if (position + 1 == request_.max_new_tokens) {
+  } else if (static_cast<int64_t>(tokens.size()) == request_.max_new_tokens) {
     finished_[r] = 1;
   }
-  if (request_.on_token) request_.on_token(row, tokens.back());
-  return absl::OkStatus();
+  if (request_.on_token) request_.on_token(row, token);
 }
 
 // Whether the row's last token ends it.

@@ -21,6 +21,10 @@ namespace cox {
 absl::Status ValidateGenerateRequest(const GenerateRequest& request,
                                      const ModelConfig& config);
 
+// The request's sampling of one row: scheduled lengths forbid EOS before the
+// last token.
+SamplingOptions RowSampling(const GenerateRequest& request, size_t row);
+
 // Rows of one request while they grow. Thread-compatible.
 class GenerateRows {
  public:
@@ -31,6 +35,9 @@ class GenerateRows {
   // uses TokenUniform(seed, prompt id, sample index, t), so that a row never
   // depends on the others (docs/algorithms.md §10).
   absl::Status Sample(int64_t row, std::span<const float> logits);
+
+  // Records a token that was drawn elsewhere by the same rule.
+  void Record(int64_t row, int32_t token, float logprob);
 
   bool finished(int64_t row) const {
     return finished_[static_cast<size_t>(row)] != 0;

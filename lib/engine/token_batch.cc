@@ -78,6 +78,15 @@ absl::Status TokenBatch::Validate(const ModelConfig& config) const {
       }
     }
   }
+  if (!(dropout >= 0 && dropout < 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dropout: expected 0 <= p < 1, found ", dropout));
+  }
+  if (dropout > 0 && static_cast<int64_t>(dropout_keys.size()) != batch) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dropout_keys: expected ", batch, ", found ",
+                     dropout_keys.size()));
+  }
   if (config.family == ModelFamily::kInstructEncdec) {
     return CheckRows({"instructions", batch, instruction_length,
                       instruction_ids, instruction_lengths},

@@ -40,6 +40,30 @@ absl::StatusOr<std::unique_ptr<TraceWriter>> TraceWriter::Open(
       new TraceWriter(std::move(file), max_spans));
 }
 
+absl::StatusOr<std::unique_ptr<TraceWriter>> TraceWriter::Resume(
+    Fs& fs, const std::string& path, int64_t max_spans) {
+  if (!fs.Exists(path)) return Open(fs, path, max_spans);
+  COX_ASSIGN_OR_RETURN(const uint64_t size, fs.FileSize(path));
+  const uint64_t tail = std::min<uint64_t>(size, 4 * kBufferBytes);
+  COX_ASSIGN_OR_RETURN(std::string end,
+                       fs.ReadRange(path, size - tail, tail));
+  // An event ends with "}" before ",\n" or "\n]"; a torn one is cut off.
+  size_t keep = std::string::npos;
+  if (end.ends_with("}\n]\n")) {
+    keep = end.size() - 3;
+  } else if (const size_t at = end.rfind("},\n"); at != std::string::npos) {
+    keep = at + 1;
+  }
+  if (keep == std::string::npos) return Open(fs, path, max_spans);
+  COX_RETURN_IF_ERROR(fs.Truncate(path, size - tail + keep));
+  COX_ASSIGN_OR_RETURN(auto file, fs.OpenAppend(path));
+  std::unique_ptr<TraceWriter> writer(
+      new TraceWriter(std::move(file), max_spans));
+  writer->buffer_.clear();
+  writer->first_ = false;
+  return writer;
+}
+
 TraceWriter::~TraceWriter() = default;
 
 absl::Status TraceWriter::Write(std::string event) {
@@ -73,10 +97,21 @@ absl::Status TraceWriter::Add(const TraceSpan& span) {
     absl::StrAppend(&event, ",\"cat\":", Dump(span.category));
   }
   // JSON has no NaN: nlohmann writes null.
-  if (!span.args.empty()) {
-    absl::StrAppend(&event, ",\"args\":", Dump(json(span.args)));
+  if (!span.args.empty() || !span.labels.empty()) {
+    json args = span.args;
+    if (args.is_null()) args = json::object();
+    for (const auto& [name, text] : span.labels) args[name] = text;
+    absl::StrAppend(&event, ",\"args\":", Dump(args));
   }
   return Write(absl::StrCat(event, "}"));
+}
+
+absl::Status TraceWriter::Add(const TraceFlow& flow) {
+  if (spans_ >= max_spans_) return absl::OkStatus();  // its span is dropped
+  return Write(absl::StrCat(
+      "{\"ph\":\"", flow.first ? "s" : "t", "\",\"cat\":\"flow\",\"name\":",
+      Dump(flow.name), ",\"id\":", Dump(flow.id), ",\"ts\":",
+      Micros(flow.at.ns), ",\"pid\":", flow.pid, ",\"tid\":", flow.tid, "}"));
 }
 
 absl::Status TraceWriter::Flush() {

@@ -26,6 +26,18 @@ struct TraceSpan {
   int64_t pid = 0;          // any number that tells roles apart
   int64_t tid = 0;
   std::map<std::string, double> args;  // shown when the span is selected
+  std::map<std::string, std::string> labels = {};  // the same, texts
+};
+
+// An arrow from one span to the next of the same flow. Each of its events
+// belongs to the span that is open at `at` on that thread.
+struct TraceFlow {
+  bool first = false;   // every flow begins with one of these
+  std::string name;
+  std::string id;       // "0x..." of the whole flow
+  MonoTime at;
+  int64_t pid = 0;
+  int64_t tid = 0;
 };
 
 // Thread-compatible. Buffers up to 64 KiB; spans beyond max_spans are counted
@@ -34,6 +46,10 @@ class TraceWriter {
  public:
   static absl::StatusOr<std::unique_ptr<TraceWriter>> Open(
       Fs& fs, const std::string& path, int64_t max_spans = 1000000);
+  // Goes on behind the last whole event of a file that an earlier process
+  // left, closed or not; a file that is not there is begun.
+  static absl::StatusOr<std::unique_ptr<TraceWriter>> Resume(
+      Fs& fs, const std::string& path, int64_t max_spans = 1000000);
   ~TraceWriter();  // without Close(): buffered spans are lost
   TraceWriter(const TraceWriter&) = delete;
   TraceWriter& operator=(const TraceWriter&) = delete;
@@ -41,6 +57,7 @@ class TraceWriter {
   absl::Status NameProcess(int64_t pid, std::string_view name);
   absl::Status NameThread(int64_t pid, int64_t tid, std::string_view name);
   absl::Status Add(const TraceSpan& span);
+  absl::Status Add(const TraceFlow& flow);
   absl::Status Flush();
   absl::Status Close();  // idempotent
   int64_t dropped() const { return dropped_; }

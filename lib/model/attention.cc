@@ -35,12 +35,13 @@ at::Tensor RepeatHeads(const at::Tensor& kv, int64_t heads) {
       .reshape({kv.size(0), heads, kv.size(2), kv.size(3)});
 }
 
-at::Tensor CausalMask(int64_t length) {
-  return at::ones({length, length}, at::kBool).tril();
+// On the device of `like`.
+at::Tensor CausalMask(int64_t length, const at::Tensor& like) {
+  return at::ones({length, length}, like.options().dtype(at::kBool)).tril();
 }
 
 at::Tensor BiasFrom(const at::Tensor& visible, at::ScalarType dtype) {
-  const auto options = at::TensorOptions().dtype(dtype);
+  const auto options = visible.options().dtype(dtype);
   return at::where(visible, at::zeros({}, options),
                    at::full({}, kHidden, options));
 }
@@ -61,7 +62,7 @@ at::Tensor ScaledAttention(const AttentionShape& shape,
                            const AttentionMask& mask) {
   const at::Tensor k = RepeatHeads(heads.k, shape.heads);
   const at::Tensor v = RepeatHeads(heads.v, shape.heads);
-  if (shape.fused) {
+  if (shape.fused && mask.dropout == nullptr) {
     std::optional<at::Tensor> bias;
     if (mask.bias.defined()) bias = mask.bias;
     return at::scaled_dot_product_attention(heads.q, k, v, bias,
@@ -73,9 +74,14 @@ at::Tensor ScaledAttention(const AttentionShape& shape,
   if (mask.bias.defined()) scores = scores.add(mask.bias);
   if (mask.causal) {
     scores = scores.add(
-        BiasFrom(CausalMask(heads.q.size(2)), scores.scalar_type()));
+        BiasFrom(CausalMask(heads.q.size(2), scores), scores.scalar_type()));
   }
-  return at::matmul(at::softmax(scores, /*dim=*/-1), v);
+  at::Tensor probabilities = at::softmax(scores, /*dim=*/-1);
+  if (mask.dropout != nullptr) {
+    probabilities = probabilities.mul(
+        mask.dropout->Factors(probabilities, mask.layer, mask.site));
+  }
+  return at::matmul(probabilities, v);
 }
 
 at::Tensor GridAttention::KeyBias(const at::Tensor& key_mask,
@@ -99,12 +105,20 @@ at::Tensor GridAttention::QueryRows(const at::Tensor& heads) const {
   return rows.index_select(0, options_.slot_of_row);
 }
 
+at::Tensor GridAttention::Drop(const at::Tensor& x, int64_t layer,
+                               DropoutSite site) {
+  if (options_.dropout == nullptr) return x;
+  return options_.dropout->Apply(x, layer, site);
+}
+
 at::Tensor GridAttention::Self(const Input& input) {
   Input heads = input;
   heads.q = QueryHeads(input.q);
   heads.k = QueryHeads(input.k);
   heads.v = QueryHeads(input.v);
   AttentionMask mask;
+  mask.dropout = options_.dropout.get();
+  mask.layer = input.layer;
   if (!options_.key_mask.defined()) {
     mask.causal = options_.causal;
     return QueryRows(ScaledAttention(shape_, heads, mask));
@@ -113,7 +127,7 @@ at::Tensor GridAttention::Self(const Input& input) {
     at::Tensor visible =
         options_.key_mask.view({options_.batch, 1, 1, options_.length});
     if (options_.causal) {
-      visible = visible.logical_and(CausalMask(options_.length));
+      visible = visible.logical_and(CausalMask(options_.length, visible));
     } else {
       visible = visible.expand({-1, 1, options_.length, -1});
     }
@@ -129,6 +143,9 @@ at::Tensor GridAttention::Cross(const Input& input) {
   heads.k = ToHeads(input.k, options_.batch, shape_.head_dim);
   heads.v = ToHeads(input.v, options_.batch, shape_.head_dim);
   AttentionMask mask;
+  mask.dropout = options_.dropout.get();
+  mask.layer = input.layer;
+  mask.site = DropoutSite::kCrossProbabilities;
   if (options_.memory_mask.defined()) {
     if (!cross_bias_.defined()) {
       cross_bias_ =

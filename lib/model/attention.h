@@ -5,9 +5,11 @@
 // (cached decoding: generate.cc).
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "ATen/core/Tensor.h"
+#include "lib/model/dropout.h"
 #include "lib/model/network.h"
 
 namespace cox {
@@ -28,6 +30,10 @@ AttentionShape ShapeOf(const ModelConfig& config, bool fused);
 struct AttentionMask {
   at::Tensor bias;
   bool causal = false;
+  // Of the probabilities, after the softmax; the plain path computes then.
+  const Dropout* dropout = nullptr;
+  int64_t layer = 0;
+  DropoutSite site = DropoutSite::kSelfProbabilities;
 };
 at::Tensor ScaledAttention(const AttentionShape& shape,
                            const AttentionBackend::Input& heads,
@@ -48,6 +54,7 @@ struct GridOptions {
   // Encoder rows [B, M] for Cross().
   int64_t memory_length = 0;
   at::Tensor memory_mask;  // [B, M] bool
+  std::shared_ptr<const Dropout> dropout;  // null: none
 };
 
 class GridAttention : public AttentionBackend {
@@ -56,6 +63,8 @@ class GridAttention : public AttentionBackend {
       : shape_(shape), options_(std::move(options)) {}
   at::Tensor Self(const Input& input) override;
   at::Tensor Cross(const Input& input) override;
+  at::Tensor Drop(const at::Tensor& x, int64_t layer,
+                  DropoutSite site) override;
 
  private:
   at::Tensor QueryHeads(const at::Tensor& rows) const;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "c10/core/GradMode.h"
+#include "lib/model/device_state.h"
 #include "lib/model/guard.h"
 #include "lib/model/torch_model.h"
 
@@ -36,9 +37,10 @@ class TorchScoreEngine : public ScoreEngine {
   TorchModel model_;
 };
 
-// Parameters and gradients are views into two arenas of one layout. Autograd
-// adds into the gradient views in place; the language-model head adds its own
-// part directly (language_head.h).
+// Parameters and gradients are views into two flat buffers of one layout: host
+// arenas, or a TensorState's tensors where computing is portable. Autograd adds
+// into the gradient views in place; the language-model head adds its own part
+// directly (language_head.h).
 class TorchTrainEngine : public TrainEngine {
  public:
   explicit TorchTrainEngine(const EngineOptions& options) : model_(options) {}
@@ -51,20 +53,38 @@ class TorchTrainEngine : public TrainEngine {
                                          double temperature,
                                          bool want_entropy) override {
     return Guard("log-probs", [&] {
+      Upload();
       return model_.Logprobs(batch, temperature, want_entropy);
     });
   }
   absl::StatusOr<std::vector<float>> Values(const TokenBatch& batch) override {
-    return Guard("values", [&] { return model_.Values(batch); });
+    return Guard("values", [&] {
+      Upload();
+      return model_.Values(batch);
+    });
   }
   absl::StatusOr<std::vector<float>> Scores(const TokenBatch& batch) override {
-    return Guard("scores", [&] { return model_.Scores(batch); });
+    return Guard("scores", [&] {
+      Upload();
+      return model_.Scores(batch);
+    });
   }
 
-  std::span<float> Parameters() override { return Floats(parameters_.get()); }
-  std::span<float> Gradients() override { return Floats(gradients_.get()); }
+  std::span<float> Parameters() override {
+    return state_ != nullptr ? state_->HostParameters()
+                             : Floats(parameters_.get());
+  }
+  std::span<float> Gradients() override {
+    return state_ != nullptr ? state_->HostGradients()
+                             : Floats(gradients_.get());
+  }
+  DeviceState* device() override { return state_.get(); }
   const Manifest& layout() const override { return layout_; }
   void ZeroGradients() override {
+    if (state_ != nullptr) {
+      state_->gradients().zero_();
+      return;
+    }
     std::span<float> all = Gradients();
     std::fill(all.begin(), all.end(), 0.0f);
   }
@@ -120,6 +140,9 @@ class TorchTrainEngine : public TrainEngine {
                          ParametersFromSnapshot(snapshot, config));
     Manifest layout = ParameterLayout(config, snapshot.manifest.model);
     layout.config_json = snapshot.manifest.config_json;
+    if (IsPortable(model_.options())) {
+      return LoadOnDevice(config, std::move(layout), source);
+    }
     auto parameters = std::make_unique<Arena>(layout.arena_bytes);
     auto gradients = std::make_unique<Arena>(layout.arena_bytes);
     std::vector<at::Tensor> views;
@@ -141,18 +164,54 @@ class TorchTrainEngine : public TrainEngine {
     return absl::OkStatus();
   }
 
+  absl::Status LoadOnDevice(const ModelConfig& config, Manifest layout,
+                            const std::vector<at::Tensor>& source) {
+    c10::AutoGradMode no_grad(false);
+    auto state = std::make_unique<TensorState>(
+        static_cast<int64_t>(layout.arena_bytes / sizeof(float)),
+        DeviceOf(model_.options()));
+    std::vector<at::Tensor> views;
+    for (size_t i = 0; i < layout.tensors.size(); ++i) {
+      const TensorInfo& tensor = layout.tensors[i];
+      const auto part = [&tensor](at::Tensor& flat) {
+        return flat
+            .narrow(0, static_cast<int64_t>(tensor.offset / sizeof(float)),
+                    static_cast<int64_t>(tensor.bytes / sizeof(float)))
+            .view(tensor.shape)
+            .detach();
+      };
+      at::Tensor view = part(state->parameters());
+      view.copy_(source[i]);
+      view.requires_grad_(true);
+      view.mutable_grad() = part(state->gradients());
+      views.push_back(std::move(view));
+    }
+    model_.Adopt(config, std::move(views));
+    layout_ = std::move(layout);
+    state_ = std::move(state);
+    return absl::OkStatus();
+  }
+  // What the host wrote into its copy of the parameters.
+  void Upload() {
+    if (state_ != nullptr) state_->Upload();
+  }
+
   absl::Status DoLogprobs(const TokenBatch& batch, double temperature,
                           bool want_entropy, const LogprobLoss& loss) {
+    Upload();
     const ScoredSlots scored = FindScored(batch);
+    // Both are borrowed by the graph.
+    std::shared_ptr<const Network> network;
+    BatchStates all;
     at::Tensor states;
     {
       c10::AutoGradMode with_graph(true);
-      states = SelectSlots(StatesOf(model_.network(), batch,
-                                    model_.options().fused_attention),
-                           scored.slots);
+      network = model_.PassNetwork();
+      all = StatesOf(*network, batch, model_.options().fused_attention);
+      states = SelectSlots(all, scored.slots);
     }
     c10::AutoGradMode no_grad(false);
-    LanguageHead head(model_.HeadOptions(temperature));
+    LanguageHead head(model_.HeadOptions(*network, temperature));
     const LanguageHead::Output output = head.Forward(
         states.detach(), scored.targets, /*keep_logits=*/true);
     LogprobGradient gradient;
@@ -175,25 +234,29 @@ class TorchTrainEngine : public TrainEngine {
         rows_gradient.entropies.push_back(gradient.entropies[i]);
       }
     }
-    rows_gradient.weight = model_.network().head_weight().grad();
-    if (model_.network().head_bias().defined()) {
-      rows_gradient.bias = model_.network().head_bias().grad();
+    rows_gradient.weight = network->head_weight().grad();
+    if (network->head_bias().defined()) {
+      rows_gradient.bias = network->head_bias().grad();
     }
-    states.backward(head.Backward(rows_gradient));
+    states.backward(head.Backward(rows_gradient).to(states.scalar_type()));
     return absl::OkStatus();
   }
 
   absl::Status DoScalars(const TokenBatch& batch, const ScalarSlots& slots,
                          const ScalarLoss& loss) {
+    Upload();
+    std::shared_ptr<const Network> network;
+    BatchStates states;
     at::Tensor out;
     {
       c10::AutoGradMode with_graph(true);
-      const BatchStates states = StatesOf(model_.network(), batch,
-                                          model_.options().fused_attention);
-      out = ScalarHead(model_.network(), SelectSlots(states, slots.states));
+      network = model_.PassNetwork();
+      states = StatesOf(*network, batch, model_.options().fused_attention);
+      out = ScalarHead(*network, SelectSlots(states, slots.states));
     }
     c10::AutoGradMode no_grad(false);
-    const float* values = out.const_data_ptr<float>();
+    const at::Tensor host = out.to(at::kCPU);
+    const float* values = host.const_data_ptr<float>();
     std::vector<float> output(static_cast<size_t>(slots.size), 0.0f);
     std::vector<float> gradient(static_cast<size_t>(slots.size), 0.0f);
     for (size_t r = 0; r < slots.entries.size(); ++r) {
@@ -204,7 +267,8 @@ class TorchTrainEngine : public TrainEngine {
     for (int64_t entry : slots.entries) {
       row_gradient.push_back(gradient[static_cast<size_t>(entry)]);
     }
-    out.backward(FloatView(row_gradient.data(), {out.size(0)}));
+    out.backward(
+        FloatView(row_gradient.data(), {out.size(0)}).to(out.device()));
     return absl::OkStatus();
   }
 
@@ -212,6 +276,7 @@ class TorchTrainEngine : public TrainEngine {
   Manifest layout_;
   std::unique_ptr<Arena> parameters_;
   std::unique_ptr<Arena> gradients_;
+  std::unique_ptr<TensorState> state_;  // instead of both
 };
 
 }  // namespace

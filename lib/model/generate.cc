@@ -10,6 +10,7 @@
 #include "lib/model/guard.h"
 #include "lib/model/kv_cache.h"
 #include "lib/model/linear.h"
+#include "lib/model/static_generate.h"
 #include "lib/model/torch_model.h"
 
 namespace cox {
@@ -66,6 +67,7 @@ class Generation {
  public:
   Generation(const TorchModel& model, const GenerateRequest& request)
       : model_(model),
+        network_(model.PassNetwork()),
         request_(request),
         shape_(ShapeOf(model.config(), model.options().fused_attention)),
         multiple_(RowMultiple(model.config())),
@@ -114,7 +116,7 @@ class Generation {
       }
       if (slots.empty()) return rows_.Take();
       attention.SetRows(std::move(decode_rows));
-      const at::Tensor states = model_.network().Decode(
+      const at::Tensor states = network_->Decode(
           PackRows(ids, positions, multiple_), at::Tensor(), attention);
       COX_RETURN_IF_ERROR(Sample(slots, states));
     }
@@ -128,7 +130,7 @@ class Generation {
       memory = EncodeInstructions();
       attention.AttendAcross(&memories_, cross_cache_.get());
     }
-    const at::Tensor states = model_.network().Decode(
+    const at::Tensor states = network_->Decode(
         PackSequences(request_.prompts, order_, multiple_), memory, attention);
     std::vector<int64_t> slots, last;
     int64_t end = 0;
@@ -165,7 +167,7 @@ class Generation {
   // Encoder states of the memories, packed (filler rows at the end).
   at::Tensor EncodeInstructions() {
     PackedAttention attention(shape_, memories_.lengths, /*causal=*/false);
-    return model_.network().Encode(
+    return network_->Encode(
         PackSequences(request_.instructions, memory_rows_, multiple_),
         attention);
   }
@@ -173,9 +175,9 @@ class Generation {
   // `states` [>= slots, hidden]: row i belongs to slots[i].
   absl::Status Sample(const std::vector<int64_t>& slots,
                       const at::Tensor& states) {
-    const Network& network = model_.network();
-    const at::Tensor logits = MatMul(states, network.head_weight().t(),
-                                     network.head_bias());
+    const at::Tensor& head = network_->head_weight();
+    const at::Tensor logits = MatMul(states.to(head.scalar_type()), head.t(),
+                                     network_->head_bias());
     const float* data = logits.const_data_ptr<float>();
     const size_t vocab = static_cast<size_t>(logits.size(1));
     for (size_t i = 0; i < slots.size(); ++i) {
@@ -187,6 +189,7 @@ class Generation {
   }
 
   const TorchModel& model_;
+  const std::shared_ptr<const Network> network_;
   const GenerateRequest& request_;
   AttentionShape shape_;
   int64_t multiple_;
@@ -227,6 +230,9 @@ class TorchPolicyEngine : public PolicyEngine {
       COX_RETURN_IF_ERROR(ValidateGenerateRequest(request, model_.config()));
       if (request.prompts.empty()) return GenerateResult();
       c10::AutoGradMode no_grad(false);
+      if (IsPortable(model_.options())) {
+        return StaticGenerate(model_, request);
+      }
       return Generation(model_, request).Run();
     });
   }

@@ -23,6 +23,8 @@ namespace {
 constexpr int64_t kLanes = 16;
 typedef float Vec __attribute__((vector_size(64), aligned(4)));
 typedef int32_t IntVec __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t WordVec __attribute__((vector_size(64), aligned(4)));
+typedef uint64_t LongVec __attribute__((vector_size(64), aligned(4)));
 
 // Below this exp() is 0; also what stands for a lane without a number.
 constexpr float kNoScore = -1e30f;
@@ -80,6 +82,38 @@ COX_INLINE void Exp(const Vec& x, Vec& out) {
 COX_INLINE void LoadTail(const float* p, int64_t count, Vec& out) {
   Splat(kNoScore, out);
   std::memcpy(&out, p, static_cast<size_t>(count) * sizeof(float));
+}
+
+// Both halves of x times `multiplier`, lane by lane; even and odd lanes are
+// products of 64 bits each.
+COX_INLINE void MultiplyWords(const WordVec& x, uint64_t multiplier,
+                              WordVec& high, WordVec& low) {
+  LongVec pairs, joined;
+  std::memcpy(&pairs, &x, sizeof(pairs));
+  const LongVec mask = LongVec{} + 0xffffffffu;
+  const LongVec even = (pairs & mask) * (LongVec{} + multiplier);
+  const LongVec odd = (pairs >> 32) * (LongVec{} + multiplier);
+  joined = (even & mask) | (odd << 32);
+  std::memcpy(&low, &joined, sizeof(low));
+  joined = (even >> 32) | (odd & ~mask);
+  std::memcpy(&high, &joined, sizeof(high));
+}
+
+// Philox 4x32-10 of 16 counters, in place.
+COX_INLINE void PhiloxBlocks(uint64_t key, WordVec (&words)[4]) {
+  uint32_t key0 = static_cast<uint32_t>(key);
+  uint32_t key1 = static_cast<uint32_t>(key >> 32);
+  for (int round = 0; round < 10; ++round) {
+    WordVec high0, low0, high1, low1;
+    MultiplyWords(words[0], 0xD2511F53, high0, low0);
+    MultiplyWords(words[2], 0xCD9E8D57, high1, low1);
+    words[0] = high1 ^ words[1] ^ key0;
+    words[1] = low1;
+    words[2] = high0 ^ words[3] ^ key1;
+    words[3] = low0;
+    key0 += 0x9E3779B9;
+    key1 += 0xBB67AE85;
+  }
 }
 
 }  // namespace
@@ -209,6 +243,29 @@ void AttendToCache(const DecodeAttentionArgs& args) {
       std::memcpy(args.out + h * shape.head_dim + d, &out,
                   static_cast<size_t>(count) * sizeof(float));
     }
+  }
+}
+
+COX_CLONES
+void DropoutFactors(const DropoutFactorsArgs& args, float* out) {
+  constexpr int64_t kGroup = 8 * kLanes;
+  WordVec lane;
+  for (int64_t i = 0; i < kLanes; ++i) lane[i] = static_cast<uint32_t>(i);
+  Vec scale;
+  Splat(args.scale, scale);
+  const Vec zero = {};
+  for (int64_t first = 0; first < args.n; first += kGroup) {
+    WordVec words[4] = {lane + static_cast<uint32_t>(first / 8), WordVec{},
+                        WordVec{} + args.place, WordVec{} + args.stack};
+    PhiloxBlocks(args.key, words);
+    Vec factors[8];
+    for (int64_t k = 0; k < 4; ++k) {
+      factors[2 * k] = (words[k] & 0xffffu) < args.threshold ? zero : scale;
+      factors[2 * k + 1] = (words[k] >> 16) < args.threshold ? zero : scale;
+    }
+    std::memcpy(out + first, factors,
+                static_cast<size_t>(std::min(kGroup, args.n - first)) *
+                    sizeof(float));
   }
 }
 

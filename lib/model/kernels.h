@@ -53,6 +53,20 @@ struct DecodeAttentionArgs {
 // One query against a cache: out = softmax(scale q K) V per head.
 void AttendToCache(const DecodeAttentionArgs& args);
 
+// Factors of dropout: out[i] = 0 with probability threshold / 2^16, else
+// `scale`, i < n. Philox 4x32-10 (lib/base/rng.h) with `key` and counter
+// {block, 0, place, stack}; element i = 128 g + 16 k + lane is bits 16 (k % 2)
+// and up of word k / 2 of block 16 g + lane, dropped when below `threshold`.
+struct DropoutFactorsArgs {
+  uint64_t key = 0;
+  uint32_t place = 0;
+  uint32_t stack = 0;
+  uint32_t threshold = 0;  // <= 2^16
+  float scale = 1;
+  int64_t n = 0;
+};
+void DropoutFactors(const DropoutFactorsArgs& args, float* out);
+
 }  // namespace cox
 
 #endif  // COX_LIB_MODEL_KERNELS_H_

@@ -137,39 +137,43 @@ void DecodeAttention::Attend(const Input& input, KvCache& cache,
 }
 
 at::Tensor DecodeAttention::Self(const Input& input) {
-  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
-  const float* q = input.q.const_data_ptr<float>();
-  const float* k = input.k.const_data_ptr<float>();
-  const float* v = input.v.const_data_ptr<float>();
+  const at::Tensor wide_q = input.q.to(at::kFloat);
+  const at::Tensor wide_k = input.k.to(at::kFloat);
+  const at::Tensor wide_v = input.v.to(at::kFloat);
+  at::Tensor out = at::zeros_like(wide_q, at::MemoryFormat::Contiguous);
+  const float* q = wide_q.const_data_ptr<float>();
+  const float* k = wide_k.const_data_ptr<float>();
+  const float* v = wide_v.const_data_ptr<float>();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const Row& row = rows_[r];
     const int64_t i = static_cast<int64_t>(r);
-    AppendToCache(cache_->shape(), row.position, k + i * input.k.stride(0),
-                  v + i * input.v.stride(0),
+    AppendToCache(cache_->shape(), row.position, k + i * wide_k.stride(0),
+                  v + i * wide_v.stride(0),
                   cache_->keys(input.layer, row.slot),
                   cache_->values(input.layer, row.slot));
     DecodeAttentionArgs args;
     args.length = row.position + 1;
-    args.q = q + i * input.q.stride(0);
+    args.q = q + i * wide_q.stride(0);
     args.out = out.data_ptr<float>() + i * out.stride(0);
     Attend(input, *cache_, row.slot, args);
   }
-  return out;
+  return out.to(input.q.scalar_type());
 }
 
 at::Tensor DecodeAttention::Cross(const Input& input) {
   COX_CHECK(cross_cache_ != nullptr);
-  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
-  const float* q = input.q.const_data_ptr<float>();
+  const at::Tensor wide_q = input.q.to(at::kFloat);
+  at::Tensor out = at::zeros_like(wide_q, at::MemoryFormat::Contiguous);
+  const float* q = wide_q.const_data_ptr<float>();
   for (size_t r = 0; r < rows_.size(); ++r) {
     const int64_t i = static_cast<int64_t>(r);
     DecodeAttentionArgs args;
     args.length = rows_[r].memory_length;
-    args.q = q + i * input.q.stride(0);
+    args.q = q + i * wide_q.stride(0);
     args.out = out.data_ptr<float>() + i * out.stride(0);
     Attend(input, *cross_cache_, rows_[r].memory, args);
   }
-  return out;
+  return out.to(input.q.scalar_type());
 }
 
 }  // namespace cox

@@ -2,7 +2,7 @@
 #define COX_LIB_MODEL_KV_CACHE_H_
 
 // Keys and values of growing sequences, and the attention backends that fill
-// and read them. Float32. A slot's result depends on that slot alone: prefill
+// and read them. Float32, also for bfloat16 rows. A slot's result depends on that slot alone: prefill
 // works on unpadded sequences, decoding on each slot's own length.
 
 #include <cstdint>

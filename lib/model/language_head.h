@@ -21,6 +21,8 @@ class LanguageHead {
     // Bound of rows * V held at once. Fits whole: kept for Backward();
     // otherwise computed twice.
     int64_t max_logit_elements = 0;
+    // Our loops over host memory; else LibTorch's operators on any device.
+    bool loops = true;
   };
   // Row outputs [n].
   struct Output {
@@ -44,12 +46,18 @@ class LanguageHead {
 
  private:
   at::Tensor Logits(int64_t first, int64_t rows) const;
+  // Of `real` rows from `first`: outputs, and logits := their gradient.
+  void StatsOf(const at::Tensor& logits, int64_t first, int64_t real,
+               Output* out);
+  void GradientInPlace(at::Tensor& logits, int64_t first, int64_t real,
+                       const Gradient& gradient) const;
 
   Options options_;
   at::Tensor hidden_;  // [padded_, d], divided by the temperature
   at::Tensor bias_;    // divided by the temperature, or undefined
   int64_t padded_ = 0;  // rows, rounded up; filler is 0
   std::vector<int32_t> targets_;
+  at::Tensor target_ids_;  // [n, 1] int64, without loops
   std::vector<float> log_sums_, entropies_;
   int64_t chunk_ = 1;
   std::vector<at::Tensor> kept_;  // logits per chunk, or empty

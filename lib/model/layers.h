@@ -9,6 +9,7 @@
 namespace cox {
 
 // x / sqrt(mean(x²) + eps) over the last dimension, THEN times the weight.
+// Computed in the weight's dtype, rounded to that of x.
 at::Tensor RmsNorm(const at::Tensor& x, const at::Tensor& weight, double eps);
 
 // x cos + rotate_half(x) sin over the last dimension, where rotate_half is

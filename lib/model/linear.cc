@@ -64,7 +64,7 @@ at::Tensor MatMul(const at::Tensor& a, const at::Tensor& b,
                   const at::Tensor& bias) {
   static const std::optional<OneDnnHandle> one_dnn = FindOneDnn();
   if (one_dnn.has_value() && a.scalar_type() == at::kFloat &&
-      a.numel() != 0) {
+      a.device().is_cpu() && a.numel() != 0) {
     std::optional<at::Tensor> addend;
     if (bias.defined()) addend = bias;
     return one_dnn->call(a, b.t(), addend, "none",

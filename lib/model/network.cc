@@ -8,22 +8,32 @@
 #include "ATen/ops/silu.h"
 #include "ATen/ops/split.h"
 #include "ATen/ops/tensor.h"
+#include "c10/core/GradMode.h"
 #include "lib/base/status.h"
 #include "lib/model/layers.h"
 #include "lib/model/linear.h"
+#include "lib/model/recompute.h"
 #include "lib/model/rotary.h"
 
 namespace cox {
 // Hands out the parameters in layout order.
 class Network::Cursor {
  public:
-  explicit Cursor(std::vector<at::Tensor> parameters)
-      : parameters_(std::move(parameters)) {}
+  Cursor(std::vector<at::Tensor> parameters, bool bf16)
+      : parameters_(std::move(parameters)), bf16_(bf16) {}
   at::Tensor Tensor() { return std::move(parameters_.at(at_++)); }
-  Network::Linear Linear(bool bias) {
+  Network::Linear Head(bool bias) {
     Network::Linear linear;
     linear.weight = Tensor();
     if (bias) linear.bias = Tensor();
+    return linear;
+  }
+  Network::Linear Linear(bool bias) {
+    Network::Linear linear = Head(bias);
+    if (bf16_) {
+      linear.weight = linear.weight.to(at::kBFloat16);
+      if (bias) linear.bias = linear.bias.to(at::kBFloat16);
+    }
     return linear;
   }
   Network::Linear Conv1d() {
@@ -41,12 +51,14 @@ class Network::Cursor {
 
  private:
   std::vector<at::Tensor> parameters_;
+  bool bf16_;
   size_t at_ = 0;
 };
 
-Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters)
-    : config_(config) {
-  Cursor next(std::move(parameters));
+Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters,
+                 const NetworkOptions& options)
+    : config_(config), options_(options) {
+  Cursor next(std::move(parameters), options.bf16);
   const bool encdec = config.family == ModelFamily::kInstructEncdec;
   tokens_ = next.Tensor();
   if (config.family == ModelFamily::kGpt2) {
@@ -58,11 +70,12 @@ Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters)
     blocks_ = BuildEncdecStack(next, /*decoder=*/true, norm_);
   } else {
     BuildLlamaFamily(next);
-    rotary_frequencies_ = at::tensor(RotaryFrequencies(config), at::kDouble);
+    rotary_frequencies_ = at::tensor(RotaryFrequencies(config), at::kDouble)
+                              .to(tokens_.device());
   }
   const bool scalar = config.head == HeadKind::kScalar;
   if (scalar || !config.tied_embeddings) {
-    Linear head = next.Linear(scalar ? config.score_bias : encdec);
+    Linear head = next.Head(scalar ? config.score_bias : encdec);
     head_weight_ = head.weight;
     head_bias_ = head.bias;
   } else {
@@ -145,18 +158,30 @@ at::Tensor Network::Apply(const Linear& linear, const at::Tensor& x) const {
 
 at::Tensor Network::Apply(const Norm& norm, const at::Tensor& x) const {
   if (!norm.bias.defined()) return RmsNorm(x, norm.weight, config_.norm_eps);
-  return at::layer_norm(x, {x.size(-1)}, norm.weight, norm.bias,
-                        config_.norm_eps);
+  return at::layer_norm(x.to(norm.weight.scalar_type()), {x.size(-1)},
+                        norm.weight, norm.bias, config_.norm_eps)
+      .to(x.scalar_type());
 }
 
-at::Tensor Network::Mlp(const Block& block, const at::Tensor& x) const {
+// Llama and its kin drop attention probabilities only, as their reference
+// implementation does (docs/algorithms.md §13.1).
+at::Tensor Network::Drop(const at::Tensor& x, int64_t layer, DropoutSite site,
+                         AttentionBackend& attention) const {
+  return positions_.defined() ? attention.Drop(x, layer, site) : x;
+}
+
+at::Tensor Network::Mlp(const Block& block, const at::Tensor& x, int64_t layer,
+                        AttentionBackend& attention) const {
   if (block.gate.weight.defined()) {
     return Apply(block.down,
                  at::silu(Apply(block.gate, x)).mul(Apply(block.up, x)));
   }
   // GPT-2: gelu_new; encoder-decoder: the erf form.
-  return Apply(block.down, Gelu(Apply(block.up, x),
-                                config_.family == ModelFamily::kGpt2));
+  const bool gpt2 = config_.family == ModelFamily::kGpt2;
+  at::Tensor hidden = Gelu(Apply(block.up, x), gpt2);
+  if (!gpt2) hidden = Drop(hidden, layer, DropoutSite::kHidden, attention);
+  return Drop(Apply(block.down, hidden), layer, DropoutSite::kFeedForward,
+              attention);
 }
 
 // Angles in float64, so that long contexts lose nothing before cos and sin.
@@ -204,51 +229,83 @@ at::Tensor Network::SelfAttention(const AttentionWeights& w,
     const int64_t n = x.size(0);
     auto encode = [&](const at::Tensor& t, const at::Tensor& norm) {
       at::Tensor heads = HeadNorm(norm, t.view({n, -1, config_.head_dim}));
-      return Rotate(heads, rotary.cos, rotary.sin).view({n, -1});
+      return Rotate(heads, rotary.cos, rotary.sin)
+          .to(t.scalar_type())
+          .view({n, -1});
     };
     in.q = encode(in.q, w.q_norm);
     in.k = encode(in.k, w.k_norm);
   }
-  return Apply(w.o, attention.Self(in));
+  return Drop(Apply(w.o, attention.Self(in)), layer, DropoutSite::kSelfOutput,
+              attention);
 }
 
-at::Tensor Network::Encode(const TokenRows& rows,
+at::Tensor Network::Encode(const TokenRows& host_rows,
                            AttentionBackend& attention) const {
+  const TokenRows rows = OnDevice(host_rows);
   at::Tensor x = at::embedding(tokens_, rows.ids)
                      .add(at::embedding(encoder_positions_, rows.positions));
+  x = Drop(x, /*layer=*/0, DropoutSite::kEmbedding, attention);
+  if (options_.bf16) x = x.to(at::kBFloat16);
   for (size_t i = 0; i < encoder_.size(); ++i) {
     const Block& block = encoder_[i];
-    x = x.add(SelfAttention(block.self, Apply(block.norm1, x),
-                            static_cast<int64_t>(i), Rotary(), attention));
-    x = x.add(Mlp(block, Apply(block.norm2, x)));
+    const int64_t layer = static_cast<int64_t>(i);
+    x = x.add(SelfAttention(block.self, Apply(block.norm1, x), layer, Rotary(),
+                            attention));
+    x = x.add(Mlp(block, Apply(block.norm2, x), layer, attention));
   }
   return Apply(encoder_norm_, x);
 }
 
-at::Tensor Network::Decode(const TokenRows& rows, const at::Tensor& memory,
+at::Tensor Network::DecoderLayer(int64_t layer, const LayerInput& input,
+                                 AttentionBackend& attention) const {
+  const Block& block = blocks_[static_cast<size_t>(layer)];
+  at::Tensor x = input.x;
+  x = x.add(SelfAttention(block.self, Apply(block.norm1, x), layer,
+                          input.rotary, attention));
+  if (block.cross.q.weight.defined()) {
+    AttentionBackend::Input in;
+    in.layer = layer;
+    in.scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
+    in.q = Apply(block.cross.q, Apply(block.norm_cross, x));
+    if (input.memory_k.defined()) {
+      in.k = Apply(block.cross.k, input.memory_k);
+      in.v = Apply(block.cross.v, input.memory_v);
+    }
+    x = x.add(Drop(Apply(block.cross.o, attention.Cross(in)), layer,
+                   DropoutSite::kCrossOutput, attention));
+  }
+  return x.add(Mlp(block, Apply(block.norm2, x), layer, attention));
+}
+
+TokenRows Network::OnDevice(const TokenRows& rows) const {
+  return {rows.ids.to(device()), rows.positions.to(device())};
+}
+
+at::Tensor Network::Decode(const TokenRows& host_rows,
+                           const at::Tensor& memory,
                            AttentionBackend& attention) const {
+  const TokenRows rows = OnDevice(host_rows);
   at::Tensor x = at::embedding(tokens_, rows.ids);
   if (positions_.defined()) {
     x = x.add(at::embedding(positions_, rows.positions));
   }
+  x = Drop(x, /*layer=*/0, DropoutSite::kEmbedding, attention);
+  if (options_.bf16) x = x.to(at::kBFloat16);
   const Rotary rotary = MakeRotary(rows.positions);
+  const bool recompute = options_.recompute && c10::GradMode::is_enabled();
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    const Block& block = blocks_[i];
     const int64_t layer = static_cast<int64_t>(i);
-    x = x.add(SelfAttention(block.self, Apply(block.norm1, x), layer, rotary,
-                            attention));
-    if (block.cross.q.weight.defined()) {
-      AttentionBackend::Input in;
-      in.layer = layer;
-      in.scale = 1.0 / std::sqrt(static_cast<double>(config_.head_dim));
-      in.q = Apply(block.cross.q, Apply(block.norm_cross, x));
-      if (memory.defined()) {
-        in.k = Apply(block.cross.k, memory);
-        in.v = Apply(block.cross.v, memory);
-      }
-      x = x.add(Apply(block.cross.o, attention.Cross(in)));
+    if (!recompute) {
+      x = DecoderLayer(layer, {x, memory, memory, rotary}, attention);
+      continue;
     }
-    x = x.add(Mlp(block, Apply(block.norm2, x)));
+    // In this order a memory's gradients are added as without.
+    x = Recompute({x, memory, memory},
+                  [this, layer, rotary, &attention](const Recomputed& in) {
+                    return DecoderLayer(layer, {in[0], in[2], in[1], rotary},
+                                        attention);
+                  });
   }
   return Apply(norm_, x);
 }

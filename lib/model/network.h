@@ -5,13 +5,19 @@
 // row-wise work (embedding, norms, projections, MLP, rotary positions) is here
 // and sees N token rows [N, ...]; which rows attend to which is the business of
 // an AttentionBackend. So training, scoring, prefill and cached decoding run
-// the same arithmetic. Works in the dtype of its parameters.
+// the same arithmetic.
+//
+// Works in the dtype of its parameters, or in bfloat16: then the weights of the
+// blocks are cast (with graph, so that gradients reach the parameters), and
+// embeddings, norms and rotary positions are computed in the parameters' dtype
+// and rounded.
 
 #include <cstdint>
 #include <vector>
 
 #include "ATen/core/Tensor.h"
 #include "lib/engine/model_config.h"
+#include "lib/model/dropout.h"
 
 namespace cox {
 
@@ -29,6 +35,11 @@ class AttentionBackend {
   // k, v come from encoder rows [M, ...], or are undefined when the backend
   // holds them from an earlier call.
   virtual at::Tensor Cross(const Input& input) = 0;
+  // Dropout of rows x [N, width] at a place of the network; none by default.
+  virtual at::Tensor Drop(const at::Tensor& x, int64_t /*layer*/,
+                          DropoutSite /*site*/) {
+    return x;
+  }
 };
 
 struct TokenRows {
@@ -36,12 +47,22 @@ struct TokenRows {
   at::Tensor positions;  // [N] int64
 };
 
+struct NetworkOptions {
+  bool bf16 = false;
+  // Layers of the decoder keep their inputs only for the backward pass
+  // (recompute.h). The network and the attention backend must then live until
+  // it is over.
+  bool recompute = false;
+};
+
 class Network {
  public:
   // `parameters` in ParameterShapes() order. The tensors are kept, so a leaf
   // that requires grad collects gradients.
-  Network(const ModelConfig& config, std::vector<at::Tensor> parameters);
+  Network(const ModelConfig& config, std::vector<at::Tensor> parameters,
+          const NetworkOptions& options = NetworkOptions());
 
+  // Rows may come from the host; results are on the parameters' device.
   // Encoder states [M, hidden] (final norm applied). Encoder-decoder only.
   at::Tensor Encode(const TokenRows& rows, AttentionBackend& attention) const;
   // Final-normed states [N, hidden] of the decoder. `memory`: encoder states,
@@ -54,6 +75,7 @@ class Network {
   // [vocab] or [1]; undefined without bias.
   const at::Tensor& head_bias() const { return head_bias_; }
   const ModelConfig& config() const { return config_; }
+  at::Device device() const { return tokens_.device(); }
 
  private:
   struct Linear {
@@ -84,14 +106,29 @@ class Network {
 
   at::Tensor Apply(const Linear& linear, const at::Tensor& x) const;
   at::Tensor Apply(const Norm& norm, const at::Tensor& x) const;
-  at::Tensor Mlp(const Block& block, const at::Tensor& x) const;
+  // Layer's feed-forward part of x, before the residual sum.
+  at::Tensor Mlp(const Block& block, const at::Tensor& x, int64_t layer,
+                 AttentionBackend& attention) const;
+  // Where the family drops rows; else x.
+  at::Tensor Drop(const at::Tensor& x, int64_t layer, DropoutSite site,
+                  AttentionBackend& attention) const;
+  TokenRows OnDevice(const TokenRows& rows) const;
   Rotary MakeRotary(const at::Tensor& positions) const;
   at::Tensor HeadNorm(const at::Tensor& weight, const at::Tensor& x) const;
+  // What a layer of the decoder reads. `memory_k` and `memory_v` are the
+  // encoder states: twice, for two gradients.
+  struct LayerInput {
+    at::Tensor x, memory_k, memory_v;
+    Rotary rotary;
+  };
+  at::Tensor DecoderLayer(int64_t layer, const LayerInput& input,
+                          AttentionBackend& attention) const;
   at::Tensor SelfAttention(const AttentionWeights& w, const at::Tensor& x,
                            int64_t layer, const Rotary& rotary,
                            AttentionBackend& attention) const;
 
   ModelConfig config_;
+  NetworkOptions options_;
   at::Tensor tokens_;             // [vocab, hidden]
   at::Tensor positions_;          // learned positions, or undefined
   at::Tensor encoder_positions_;

@@ -3,6 +3,7 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 
 #include "ATen/Context.h"
@@ -16,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "c10/core/GradMode.h"
+#include "lib/gpu/loader.h"
 #include "lib/model/guard.h"
 #include "lib/model/kernels.h"
 #include "lib/model/linear.h"
@@ -48,7 +50,7 @@ bool AnyPadding(int64_t length, const std::vector<int32_t>& lengths) {
 }
 
 std::vector<float> ToVector(const at::Tensor& values) {
-  at::Tensor flat = values.contiguous();
+  at::Tensor flat = values.to(at::kCPU).contiguous();
   const float* data = flat.const_data_ptr<float>();
   return std::vector<float>(data, data + flat.numel());
 }
@@ -56,9 +58,15 @@ std::vector<float> ToVector(const at::Tensor& values) {
 }  // namespace
 
 absl::Status CheckEngineOptions(const EngineOptions& options) {
-  if (options.device != "cpu") {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "device: this build computes on cpu only, found ", options.device));
+  if (options.device == "cuda") {
+    COX_RETURN_IF_ERROR(LoadGpu().status());
+  } else if (options.device != "cpu") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "device: expected cpu or cuda, found ", options.device));
+  }
+  if (options.dtype != "fp32" && options.dtype != "bf16") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "dtype: expected fp32 or bf16, found ", options.dtype));
   }
   if (options.threads < 1 || options.max_logit_elements < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -68,8 +76,36 @@ absl::Status CheckEngineOptions(const EngineOptions& options) {
   return absl::OkStatus();
 }
 
+bool IsPortable(const EngineOptions& options) {
+  return options.portable || options.device != "cpu";
+}
+
+at::Device DeviceOf(const EngineOptions& options) {
+  return at::Device(options.device == "cuda" ? at::kCUDA : at::kCPU);
+}
+
+namespace {
+
+// "cpu/avx512", "cuda/NVIDIA H200, 141 GB, sm_90".
+absl::StatusOr<std::string> Processor(const EngineOptions& options) {
+  if (options.device == "cpu") {
+    return "cpu/" + absl::AsciiStrToLower(at::get_cpu_capability());
+  }
+  COX_ASSIGN_OR_RETURN(const CoxGpuApi* api, LoadGpu());
+  char text[256] = "";
+  api->describe_device(text, sizeof(text));
+  return absl::StrCat("cuda/", text);
+}
+
+}  // namespace
+
 absl::StatusOr<std::string> InitTorch(const EngineOptions& options) {
+  // cuBLAS picks its workspace at its first use; only these are reproducible.
+  if (options.device == "cuda") {
+    setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8", /*overwrite=*/0);
+  }
   COX_RETURN_IF_ERROR(CheckEngineOptions(options));
+  COX_ASSIGN_OR_RETURN(const std::string processor, Processor(options));
   return Guard("init", [&]() -> absl::StatusOr<std::string> {
     // Activations are freed and allocated again every step: keep their pages
     // instead of returning them to the kernel and taking zeroed ones back.
@@ -81,9 +117,9 @@ absl::StatusOr<std::string> InitTorch(const EngineOptions& options) {
     // Filling every new tensor would cost a pass over memory each.
     context.setDeterministicFillUninitializedMemory(false);
     c10::GradMode::set_enabled(false);
-    return absl::StrCat("torch-", TORCH_VERSION, "/cpu/",
-                        absl::AsciiStrToLower(at::get_cpu_capability()),
-                        "/threads=", options.threads);
+    return absl::StrCat("torch-", TORCH_VERSION, "/", processor,
+                        "/threads=", options.threads,
+                        options.dtype == "fp32" ? "" : "/" + options.dtype);
   });
 }
 
@@ -179,21 +215,46 @@ TokenRows PackRealTokens(const TokenBatch& batch,
 
 }  // namespace
 
+namespace {
+
+// Of the decoder's packed rows, or of the encoder's grid; null: none.
+std::shared_ptr<const Dropout> DropoutOf(const TokenBatch& batch,
+                                         bool encoder) {
+  if (batch.dropout == 0 || !c10::GradMode::is_enabled()) return nullptr;
+  Dropout::Options options;
+  options.rate = batch.dropout;
+  options.keys = batch.dropout_keys;
+  options.lengths = encoder ? batch.instruction_lengths : batch.lengths;
+  if (encoder) {
+    options.stack = 1;
+    options.stride = batch.instruction_length;
+  } else {
+    options.memory_lengths = batch.instruction_lengths;
+  }
+  return std::make_shared<const Dropout>(std::move(options));
+}
+
+}  // namespace
+
 BatchStates StatesOf(const Network& network, const TokenBatch& batch,
                      bool fused_attention) {
   const AttentionShape shape = ShapeOf(network.config(), fused_attention);
+  const at::Device device = network.device();
   GridOptions grid;
   grid.batch = batch.batch;
   grid.length = batch.length;
+  grid.dropout = DropoutOf(batch, /*encoder=*/false);
   at::Tensor memory;
   if (network.config().family == ModelFamily::kInstructEncdec) {
     GridOptions encoder;
     encoder.batch = batch.batch;
     encoder.length = batch.instruction_length;
     encoder.causal = false;
+    encoder.dropout = DropoutOf(batch, /*encoder=*/true);
     if (AnyPadding(batch.instruction_length, batch.instruction_lengths)) {
       encoder.key_mask =
-          LengthMask(batch.instruction_length, batch.instruction_lengths);
+          LengthMask(batch.instruction_length, batch.instruction_lengths)
+              .to(device);
     }
     grid.memory_length = encoder.length;
     grid.memory_mask = encoder.key_mask;
@@ -205,9 +266,13 @@ BatchStates StatesOf(const Network& network, const TokenBatch& batch,
   }
   const std::vector<int64_t> slots = RealSlots(batch);
   const TokenRows rows = PackRealTokens(batch, slots, &grid);
-  GridAttention attention(shape, grid);
+  if (grid.row_of_slot.defined()) {
+    grid.row_of_slot = grid.row_of_slot.to(device);
+    grid.slot_of_row = grid.slot_of_row.to(device);
+  }
   BatchStates out;
-  out.rows = network.Decode(rows, memory, attention);
+  out.attention = std::make_shared<GridAttention>(shape, grid);
+  out.rows = network.Decode(rows, memory, *out.attention);
   out.row_of_slot.assign(batch.ids.size(), -1);
   for (size_t row = 0; row < slots.size(); ++row) {
     out.row_of_slot[static_cast<size_t>(slots[row])] =
@@ -225,7 +290,8 @@ at::Tensor SelectSlots(const BatchStates& states,
   for (int64_t slot : slots) {
     rows.push_back(states.row_of_slot[static_cast<size_t>(slot)]);
   }
-  return states.rows.index_select(0, IndexTensor(rows));
+  return states.rows.index_select(0,
+                                  IndexTensor(rows).to(states.rows.device()));
 }
 
 ScoredSlots FindScored(const TokenBatch& batch) {
@@ -266,7 +332,9 @@ std::vector<int64_t> LastSlots(const TokenBatch& batch) {
 at::Tensor ScalarHead(const Network& network, const at::Tensor& states) {
   std::optional<at::Tensor> bias;
   if (network.head_bias().defined()) bias = network.head_bias();
-  return at::linear(states, network.head_weight(), bias).view({-1});
+  return at::linear(states.to(network.head_weight().scalar_type()),
+                    network.head_weight(), bias)
+      .view({-1});
 }
 
 absl::Status TorchModel::Load(std::shared_ptr<const Snapshot> snapshot) {
@@ -274,15 +342,35 @@ absl::Status TorchModel::Load(std::shared_ptr<const Snapshot> snapshot) {
                        ModelConfig::FromJson(snapshot->manifest.config_json));
   COX_ASSIGN_OR_RETURN(std::vector<at::Tensor> parameters,
                        ParametersFromSnapshot(*snapshot, config));
-  Adopt(config, std::move(parameters));
+  for (at::Tensor& parameter : parameters) {
+    parameter = parameter.to(DeviceOf(options_));
+  }
+  network_ = std::make_shared<const Network>(config, std::move(parameters),
+                                             NetworkSettings());
+  config_ = config;
   snapshot_ = std::move(snapshot);
   return absl::OkStatus();
 }
 
+NetworkOptions TorchModel::NetworkSettings() const {
+  NetworkOptions network;
+  network.bf16 = options_.dtype == "bf16";
+  network.recompute = options_.recompute;
+  return network;
+}
+
 void TorchModel::Adopt(const ModelConfig& config,
                        std::vector<at::Tensor> parameters) {
-  network_ = std::make_unique<Network>(config, std::move(parameters));
+  if (NetworkSettings().bf16) adopted_ = parameters;
+  network_ = std::make_shared<const Network>(config, std::move(parameters),
+                                             NetworkSettings());
   config_ = config;
+}
+
+std::shared_ptr<const Network> TorchModel::PassNetwork() const {
+  if (adopted_.empty()) return network_;
+  return std::make_shared<const Network>(config_, adopted_,
+                                         NetworkSettings());
 }
 
 absl::Status TorchModel::Check(HeadKind head) const {
@@ -309,14 +397,16 @@ absl::Status CheckTemperature(double temperature) {
       absl::StrCat("temperature: expected > 0, found ", temperature));
 }
 
-LanguageHead::Options TorchModel::HeadOptions(double temperature) const {
+LanguageHead::Options TorchModel::HeadOptions(const Network& network,
+                                              double temperature) const {
   LanguageHead::Options head;
-  head.weight = network_->head_weight().detach();
-  if (network_->head_bias().defined()) {
-    head.bias = network_->head_bias().detach();
+  head.weight = network.head_weight().detach();
+  if (network.head_bias().defined()) {
+    head.bias = network.head_bias().detach();
   }
   head.temperature = temperature;
   head.max_logit_elements = options_.max_logit_elements;
+  head.loops = !IsPortable(options_);
   return head;
 }
 
@@ -342,9 +432,10 @@ absl::StatusOr<LogprobOutput> TorchModel::Logprobs(const TokenBatch& batch,
   COX_RETURN_IF_ERROR(CheckTemperature(temperature));
   c10::AutoGradMode no_grad(false);
   const ScoredSlots scored = FindScored(batch);
+  const std::shared_ptr<const Network> network = PassNetwork();
   const BatchStates states =
-      StatesOf(*network_, batch, options_.fused_attention);
-  LanguageHead head(HeadOptions(temperature));
+      StatesOf(*network, batch, options_.fused_attention);
+  LanguageHead head(HeadOptions(*network, temperature));
   const LanguageHead::Output output =
       head.Forward(SelectSlots(states, scored.slots), scored.targets,
                    /*keep_logits=*/false);
@@ -355,10 +446,11 @@ absl::StatusOr<std::vector<float>> TorchModel::Values(
     const TokenBatch& batch) const {
   COX_RETURN_IF_ERROR(Check(batch, HeadKind::kScalar));
   c10::AutoGradMode no_grad(false);
+  const std::shared_ptr<const Network> network = PassNetwork();
   const std::vector<int64_t> slots = RealSlots(batch);
   const std::vector<float> values = ToVector(ScalarHead(
-      *network_,
-      SelectSlots(StatesOf(*network_, batch, options_.fused_attention),
+      *network,
+      SelectSlots(StatesOf(*network, batch, options_.fused_attention),
                   slots)));
   std::vector<float> out(batch.ids.size(), 0.0f);
   for (size_t i = 0; i < slots.size(); ++i) {
@@ -371,9 +463,10 @@ absl::StatusOr<std::vector<float>> TorchModel::Scores(
     const TokenBatch& batch) const {
   COX_RETURN_IF_ERROR(Check(batch, HeadKind::kScalar));
   c10::AutoGradMode no_grad(false);
+  const std::shared_ptr<const Network> network = PassNetwork();
   return ToVector(ScalarHead(
-      *network_,
-      SelectSlots(StatesOf(*network_, batch, options_.fused_attention),
+      *network,
+      SelectSlots(StatesOf(*network, batch, options_.fused_attention),
                   LastSlots(batch))));
 }
 

@@ -19,15 +19,19 @@
 
 namespace cox {
 
-// INVALID_ARGUMENT or FAILED_PRECONDITION when no engine can be made.
+// INVALID_ARGUMENT or FAILED_PRECONDITION when no engine can be made. Loads
+// what device cuda needs (lib/gpu/loader.h).
 absl::Status CheckEngineOptions(const EngineOptions& options);
+// Computed with LibTorch's operators only, on whatever device.
+bool IsPortable(const EngineOptions& options);
+at::Device DeviceOf(const EngineOptions& options);
 
 // [V, d]-shaped float32 view of memory that outlives the tensor.
 at::Tensor FloatView(const float* data, const std::vector<int64_t>& shape);
 
-// Parameters in ParameterShapes() order. Float32 is borrowed from the
-// snapshot, other dtypes are converted. FAILED_PRECONDITION names the tensor
-// that is missing or has another shape.
+// Parameters in ParameterShapes() order, on the CPU. Float32 is borrowed from
+// the snapshot, other dtypes are converted. FAILED_PRECONDITION names the
+// tensor that is missing or has another shape.
 absl::StatusOr<std::vector<at::Tensor>> ParametersFromSnapshot(
     const Snapshot& snapshot, const ModelConfig& config);
 
@@ -41,9 +45,11 @@ TokenRows GridRows(int64_t batch, int64_t length,
 struct BatchStates {
   at::Tensor rows;                   // [N, hidden]
   std::vector<int64_t> row_of_slot;  // [B * L], -1 at padding
+  // Borrowed by the graph of `rows` when layers are recomputed.
+  std::shared_ptr<AttentionBackend> attention;
 };
 // Of a validated batch; with graph where gradients are enabled and parameters
-// require them.
+// require them, and then with the batch's dropout.
 BatchStates StatesOf(const Network& network, const TokenBatch& batch,
                      bool fused_attention);
 // [slots.size(), hidden] rows of the given grid slots (ascending, real).
@@ -70,8 +76,11 @@ class TorchModel {
 
   // Borrows the snapshot.
   absl::Status Load(std::shared_ptr<const Snapshot> snapshot);
-  // Uses tensors that somebody else owns (a trainer's parameters).
+  // Uses tensors that somebody else owns (a trainer's parameters), float32.
   void Adopt(const ModelConfig& config, std::vector<at::Tensor> parameters);
+  // The network for one pass. In bfloat16 adopted parameters are cast anew,
+  // with graph where gradients are enabled, since their owner changes them.
+  std::shared_ptr<const Network> PassNetwork() const;
 
   // FAILED_PRECONDITION without weights or with another head,
   // INVALID_ARGUMENT for a malformed batch.
@@ -84,16 +93,19 @@ class TorchModel {
   absl::StatusOr<std::vector<float>> Values(const TokenBatch& batch) const;
   absl::StatusOr<std::vector<float>> Scores(const TokenBatch& batch) const;
 
-  LanguageHead::Options HeadOptions(double temperature) const;
+  LanguageHead::Options HeadOptions(const Network& network,
+                                    double temperature) const;
   const ModelConfig& config() const { return config_; }
-  const Network& network() const { return *network_; }
   const EngineOptions& options() const { return options_; }
 
  private:
   EngineOptions options_;
   ModelConfig config_;
+  NetworkOptions NetworkSettings() const;
+
   std::shared_ptr<const Snapshot> snapshot_;  // owns borrowed weights
-  std::unique_ptr<Network> network_;
+  std::vector<at::Tensor> adopted_;           // only to be cast per pass
+  std::shared_ptr<const Network> network_;
 };
 
 absl::Status CheckTemperature(double temperature);

@@ -11,6 +11,7 @@
 #include "lib/rpc/channel.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/status_convert.h"
+#include "lib/rpc/trace_metadata.h"
 
 namespace cox {
 namespace {
@@ -111,6 +112,7 @@ absl::Status CallCore::CallOnce(const CallShape& shape, const Attempt& attempt,
   const absl::Duration deadline = LimitOf(shape.method).deadline + shape.extra;
   context.set_deadline(std::chrono::system_clock::now() +
                        absl::ToChronoMicroseconds(deadline));
+  AddTraceparent(&context);
   {
     MutexLock lock(&mutex_);
     if (stopping_ && shape.waits) {

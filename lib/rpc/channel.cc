@@ -22,7 +22,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannelAs(
   args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
   args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
   args.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
+  // Despite its name the time that one attempt gets, handshake included: a
+  // busy server may need more than the pause between attempts.
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 3'000);
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2'000);
   // Retries are ours: they follow the table of limits and register again.
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);

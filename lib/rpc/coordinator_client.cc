@@ -55,6 +55,7 @@ class BatchReader {
     }
     if (!message.batch_sha256().empty()) {
       batch_.batch_sha256 = message.batch_sha256();
+      if (message.has_kl_coef()) batch_.kl_coef = message.kl_coef();
     }
     return absl::OkStatus();
   }
@@ -358,8 +359,10 @@ absl::StatusOr<SubmitOutcome> CoordinatorClient::SubmitUnit(
   }
 }
 
-absl::Status CoordinatorClient::ReturnUnits(const std::vector<UnitId>& units) {
+absl::Status CoordinatorClient::ReturnUnits(const std::vector<UnitId>& units,
+                                            const std::string& failed) {
   v1::ReturnUnitsRequest request;
+  request.set_failed(failed);
   SetUnits(units, request.mutable_units());
   return impl_
       ->Unary<v1::RolloutService>({.method = "RolloutService.ReturnUnits",

@@ -24,6 +24,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -70,6 +71,7 @@ enum class SubmitOutcome { kAccepted, kDuplicate, kAlreadyConsumed };
 struct TakenBatch {
   std::vector<std::pair<UnitId, std::string>> units;  // payload, verified
   std::string batch_sha256;                           // as the ledger has it
+  std::optional<double> kl_coef;  // an operator's, from this step on
 };
 
 class CoordinatorClient {
@@ -101,7 +103,10 @@ class CoordinatorClient {
   absl::StatusOr<std::vector<bool>> RenewLease(
       const std::vector<UnitId>& units);
   absl::StatusOr<SubmitOutcome> SubmitUnit(const SubmitUnitOptions& options);
-  absl::Status ReturnUnits(const std::vector<UnitId>& units);
+  // `failed`: why no result of them could be made or was accepted; "" = they
+  // are returned for other reasons.
+  absl::Status ReturnUnits(const std::vector<UnitId>& units,
+                           const std::string& failed = "");
 
   // --- ExperienceService
   // UNAVAILABLE with ErrorReason::kNotReady: alive, batch not complete after

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "lib/base/log.h"
+#include "lib/rpc/trace_metadata.h"
 
 namespace cox {
 
@@ -57,9 +58,16 @@ void Heartbeater::Loop() {
   bool failing = false;
   while (true) {
     cox::v1::HeartbeatRequest request;
+    for (const RecordedSpan& span :
+         TraceRecorder::Process().Take(kMaxSpansPerBeat)) {
+      ToProto(span, request.add_spans());
+    }
+    bool last = false;
     {
       MutexLock lock(&mutex_);
-      if (closing_) return;
+      last = closing_;
+      // The last beat only carries what would be lost.
+      if (last && request.spans().empty()) return;
       request.set_state(state_);
       request.set_waiting_for(waiting_for_);
       request.set_state_ms(
@@ -83,6 +91,7 @@ void Heartbeater::Loop() {
       stops = response.ok() && response->stop() && !stop_requested_;
       stop_requested_ = stop_requested_ || stops;
     }
+    if (last) return;
     if (stops && on_stop_) on_stop_();
     MutexLock lock(&mutex_);
     changed_.WaitFor(

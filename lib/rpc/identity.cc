@@ -60,6 +60,12 @@ absl::StatusOr<PeerIdentity> ParseIdentity(std::string_view uri) {
                       std::string(parts[7])};
 }
 
+std::string_view RoleInIdentity(std::string_view uri) {
+  uri = uri.substr(0, uri.rfind('/'));  // without the name
+  const size_t slash = uri.rfind('/');
+  return slash == std::string_view::npos ? "" : uri.substr(slash + 1);
+}
+
 bool SameRun(const PeerIdentity& a, const PeerIdentity& b) {
   return a.trust_domain == b.trust_domain && a.ns == b.ns && a.run == b.run;
 }

@@ -29,6 +29,9 @@ std::string FormatIdentity(const PeerIdentity& identity);
 // out of [a-zA-Z0-9._-]; the whole text has at most 512.
 absl::StatusOr<PeerIdentity> ParseIdentity(std::string_view uri);
 
+// The role in a text that ParseIdentity accepts; of another text, anything.
+std::string_view RoleInIdentity(std::string_view uri);
+
 // Same trust domain, namespace and run.
 bool SameRun(const PeerIdentity& a, const PeerIdentity& b);
 

@@ -80,12 +80,11 @@ absl::Status CheckCall(const grpc::ServerContextBase& context,
   if (!run_id.empty() && caller.run_id() != run_id) {
     return absl::PermissionDeniedError("caller.run_id: another run");
   }
-  const absl::StatusOr<PeerIdentity> peer =
-      PeerOf(context.auth_context().get());
-  if (peer.ok() && peer->role != caller.role()) {
+  const std::string peer = PeerUriOf(context.auth_context().get());
+  if (!peer.empty() && RoleInIdentity(peer) != caller.role()) {
     return absl::PermissionDeniedError(
         absl::StrCat("caller.role: the certificate is of the role '",
-                     peer->role, "'"));
+                     std::string(RoleInIdentity(peer)), "'"));
   }
   return absl::OkStatus();
 }

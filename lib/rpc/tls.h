@@ -48,8 +48,10 @@ class TlsIdentity {
   std::shared_ptr<grpc::experimental::CertificateProviderInterface> provider_;
 };
 
-// The identity of the peer of a call; NOT_FOUND on a connection without TLS.
-absl::StatusOr<PeerIdentity> PeerOf(const grpc::AuthContext* context);
+// The identity (lib/rpc/identity.h) of the peer of a call as its certificate
+// has it; "" on a connection without TLS. Server() has parsed and judged it
+// before the handler runs, so nobody has to parse it again.
+std::string PeerUriOf(const grpc::AuthContext* context);
 
 // The certificate of this process, which every server and channel uses that is
 // not given another. Set once, before the first of them; null = plaintext.

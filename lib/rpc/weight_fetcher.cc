@@ -12,8 +12,10 @@
 #include "lib/base/log.h"
 #include "lib/base/process.h"
 #include "lib/rpc/channel.h"
+#include "lib/rpc/chunk_codec.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/status_convert.h"
+#include "lib/rpc/trace_metadata.h"
 
 namespace cox {
 namespace {
@@ -130,13 +132,19 @@ class Fetcher {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() +
                          absl::ToChronoMicroseconds(limit));
+    AddTraceparent(&context);
     cox::v1::FetchRequest request;
     ToProto(options_.caller, request.mutable_caller());
     request.set_content_hash(version_.content_hash);
     request.set_offset(assembler_->bytes_received());
-    auto stub = cox::v1::WeightService::NewStub(channel);
-    auto reader = stub->Fetch(&context, request);
-    cox::v1::Chunk chunk;
+    // What the generated stub does, but with the chunks as bytes.
+    static const grpc::internal::RpcMethod method(
+        "/cox.v1.WeightService/Fetch",
+        grpc::internal::RpcMethod::SERVER_STREAMING);
+    const std::unique_ptr<grpc::ClientReader<grpc::ByteBuffer>> reader(
+        grpc::internal::ClientReaderFactory<grpc::ByteBuffer>::Create(
+            channel.get(), method, &context, request));
+    grpc::ByteBuffer chunk;
     absl::Status status;
     while (status.ok() && !assembler_->complete() && reader->Read(&chunk)) {
       status = Accept(chunk);
@@ -157,15 +165,15 @@ class Fetcher {
   }
 
   // DATA_LOSS for anything a sound source does not send.
-  absl::Status Accept(const cox::v1::Chunk& chunk) {
-    if (chunk.offset() != assembler_->bytes_received() ||
-        chunk.data().empty() || chunk.data().size() > kChunkBytes) {
+  absl::Status Accept(const grpc::ByteBuffer& buffer) {
+    COX_ASSIGN_OR_RETURN(const ChunkView chunk, ChunkView::Parse(buffer));
+    if (chunk.offset() != assembler_->bytes_received() || chunk.size() == 0) {
       return absl::DataLossError(absl::StrCat(
-          "chunk at ", chunk.offset(), " of ", chunk.data().size(),
+          "chunk at ", chunk.offset(), " of ", chunk.size(),
           " bytes: expected one at ", assembler_->bytes_received()));
     }
     const absl::Status status =
-        assembler_->AddChunk(chunk.offset(), chunk.data(), chunk.xxh3());
+        assembler_->Append(chunk.pieces(), chunk.xxh3());
     if (absl::IsInvalidArgument(status)) {
       return absl::DataLossError(
           std::string(status.message().data(), status.message().size()));

@@ -1,8 +1,9 @@
 #include "lib/weights/snapshot.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -44,8 +45,7 @@ std::vector<std::string> HashTensors(const Manifest& manifest,
 
 absl::Status CheckTensors(const Manifest& manifest,
                           const std::string& content_hash,
-                          std::span<const std::byte> arena) {
-  const std::vector<std::string> hashes = HashTensors(manifest, arena);
+                          const std::vector<std::string>& hashes) {
   for (size_t i = 0; i < hashes.size(); ++i) {
     const TensorInfo& tensor = manifest.tensors[i];
     if (hashes[i] != tensor.sha256) {
@@ -63,13 +63,22 @@ Arena::Arena(uint64_t bytes) : data_(nullptr), size_(bytes) {
   if (bytes == 0) return;
   const uint64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   COX_CHECK(rounded >= bytes);
-  data_ = static_cast<std::byte*>(
-      std::aligned_alloc(kAlignment, static_cast<size_t>(rounded)));
-  COX_CHECK(data_ != nullptr);
-  std::memset(data_, 0, static_cast<size_t>(rounded));
+  // Fresh pages are zero, and large ones cost fewer faults.
+  void* memory = mmap(nullptr, static_cast<size_t>(rounded),
+                      PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                      0);
+  COX_CHECK(memory != MAP_FAILED);
+  if (rounded >= kParallelBytes) {
+    madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);
+  }
+  data_ = static_cast<std::byte*>(memory);
 }
 
-Arena::~Arena() { std::free(data_); }
+Arena::~Arena() {
+  if (data_ == nullptr) return;
+  munmap(data_, static_cast<size_t>((size_ + kAlignment - 1) / kAlignment *
+                                    kAlignment));
+}
 
 std::span<float> Arena::floats() {
   return {reinterpret_cast<float*>(data_),
@@ -113,8 +122,9 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> MakeSnapshot(
 }
 
 absl::Status VerifySnapshot(const Snapshot& snapshot) {
-  return CheckTensors(snapshot.manifest, snapshot.content_hash,
-                      snapshot.arena->bytes());
+  return CheckTensors(
+      snapshot.manifest, snapshot.content_hash,
+      HashTensors(snapshot.manifest, snapshot.arena->bytes()));
 }
 
 absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotFromFloats(
@@ -173,11 +183,56 @@ absl::Status SnapshotAssembler::AddChunk(uint64_t offset, std::string_view data,
                                             ": checksum differs"));
   }
   if (data.empty()) return absl::OkStatus();
+  hasher_ = nullptr;  // it may have read what is overwritten here
   std::memcpy(arena_->bytes().data() + offset, data.data(), data.size());
+  MarkReceived(offset, offset + data.size());
+  return absl::OkStatus();
+}
 
-  // Merge [begin, end) with every range that it touches.
-  uint64_t begin = offset;
-  uint64_t end = offset + data.size();
+absl::Status SnapshotAssembler::Append(
+    std::span<const std::string_view> pieces, std::string_view xxh3) {
+  if (arena_ == nullptr) {
+    return absl::FailedPreconditionError("chunk: the version is finished");
+  }
+  const uint64_t begin = received_;
+  if (!ranges_.empty() &&
+      (ranges_.size() > 1 || ranges_.begin()->first != 0)) {
+    return absl::FailedPreconditionError(
+        "chunk: the version has gaps, so it has no next byte");
+  }
+  uint64_t end = begin;
+  for (const std::string_view piece : pieces) {
+    if (piece.size() > manifest_.arena_bytes - end) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("chunk at ", begin, ": beyond the version's ",
+                       manifest_.arena_bytes, " bytes"));
+    }
+    std::memcpy(arena_->bytes().data() + end, piece.data(), piece.size());
+    end += piece.size();
+  }
+  const std::span<const std::byte> bytes =
+      std::span<const std::byte>(arena_->bytes())
+          .subspan(static_cast<size_t>(begin),
+                   static_cast<size_t>(end - begin));
+  if (Xxh3_128({reinterpret_cast<const char*>(bytes.data()), bytes.size()}) !=
+      xxh3) {
+    return absl::DataLossError(absl::StrCat("chunk of ", end - begin,
+                                            " bytes at ", begin,
+                                            ": checksum differs"));
+  }
+  if (begin == end) return absl::OkStatus();
+  MarkReceived(begin, end);
+  if (manifest_.arena_bytes > kParallelBytes) {
+    if (hasher_ == nullptr) {
+      hasher_ = std::make_unique<PrefixHasher>(manifest_, arena_->bytes());
+    }
+    hasher_->Advance(end);
+  }
+  return absl::OkStatus();
+}
+
+// Merges [begin, end) with every range that it touches.
+void SnapshotAssembler::MarkReceived(uint64_t begin, uint64_t end) {
   auto it = ranges_.upper_bound(begin);
   if (it != ranges_.begin() && std::prev(it)->second >= begin) --it;
   while (it != ranges_.end() && it->first <= end) {
@@ -188,7 +243,6 @@ absl::Status SnapshotAssembler::AddChunk(uint64_t offset, std::string_view data,
   }
   ranges_.emplace(begin, end);
   received_ += end - begin;
-  return absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotAssembler::Finish() {
@@ -200,8 +254,11 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotAssembler::Finish() {
         absl::StrCat("version ", content_hash_, ": ", received_, " of ",
                      manifest_.arena_bytes, " bytes received"));
   }
-  const absl::Status checked =
-      CheckTensors(manifest_, content_hash_, arena_->bytes());
+  const std::vector<std::string> hashes =
+      hasher_ != nullptr ? hasher_->Finish()
+                         : HashTensors(manifest_, arena_->bytes());
+  hasher_ = nullptr;
+  const absl::Status checked = CheckTensors(manifest_, content_hash_, hashes);
   if (!checked.ok()) {
     ranges_.clear();
     received_ = 0;

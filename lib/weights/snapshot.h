@@ -16,6 +16,7 @@
 #include "lib/base/status.h"
 #include "lib/base/sync.h"
 #include "lib/weights/manifest.h"
+#include "lib/weights/prefix_hasher.h"
 
 namespace cox {
 
@@ -75,6 +76,10 @@ class SnapshotAssembler {
   // INVALID_ARGUMENT when out of range.
   absl::Status AddChunk(uint64_t offset, std::string_view data,
                         std::string_view xxh3);
+  // The next bytes in order, in pieces: copied once, guarded by `xxh3` over all
+  // of them as above. From 8 MiB on, tensors are hashed beside the transfer.
+  absl::Status Append(std::span<const std::string_view> pieces,
+                      std::string_view xxh3);
   uint64_t bytes_received() const { return received_; }
   uint64_t total_bytes() const { return manifest_.arena_bytes; }
   bool complete() const { return received_ == manifest_.arena_bytes; }
@@ -86,11 +91,13 @@ class SnapshotAssembler {
 
  private:
   SnapshotAssembler() = default;
+  void MarkReceived(uint64_t begin, uint64_t end);
   Manifest manifest_;
   std::string content_hash_;
   std::shared_ptr<Arena> arena_;
   std::map<uint64_t, uint64_t> ranges_;  // received, merged: begin -> end
   uint64_t received_ = 0;
+  std::unique_ptr<PrefixHasher> hasher_;  // reads arena_ and manifest_
 };
 
 // Versions held by this process, by content hash. Thread-safe.

@@ -103,7 +103,7 @@ class ActorTest : public ::testing::Test {
     options.coordinator.address = coordinator.address();
     options.coordinator.name = name;
     options.score_patience = score_patience_;
-    options.setup_engine = [](int, const std::string&) {
+    options.setup_engine = [](const EngineOptions&) {
       return absl::StatusOr<PolicyEngineSet>(PolicyEngineSet{
           .numerics_class = "fake", .engine = MakeFakePolicyEngine()});
     };

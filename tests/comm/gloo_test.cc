@@ -155,6 +155,16 @@ int RunAllCollectives(Collective& comm, const std::string& out_path) {
   CHILD_CHECK_OK(comm.AllReduceSum(std::span<double>(wide)));
   CHILD_CHECK(wide[0] == world * (world + 1) / 2.0);
 
+  // Block r of everybody is elements [r * n, r * n + n) of its data.
+  const size_t share = kElements / static_cast<size_t>(world);
+  const std::vector<float> raw = RankData(comm.rank(), kElements);
+  std::vector<float> block(share);
+  CHILD_CHECK_OK(comm.ReduceScatterSum(
+      std::span(raw).first(share * static_cast<size_t>(world)), block));
+  CHILD_CHECK(std::equal(
+      block.begin(), block.end(),
+      expected.begin() + static_cast<std::ptrdiff_t>(share) * comm.rank()));
+
   std::vector<int32_t> mine(kElements, comm.rank());
   std::vector<int32_t> all(kElements * static_cast<size_t>(world));
   CHILD_CHECK_OK(comm.AllGather(std::as_bytes(std::span(mine)),

@@ -37,6 +37,11 @@ TEST(SingleRankTest, EveryCallSucceedsAndChangesNothing) {
   EXPECT_OK(comm->AllGather(std::as_bytes(std::span(data)),
                             std::as_writable_bytes(std::span(out))));
   EXPECT_EQ(out, data);
+  out = {0, 0};
+  EXPECT_OK(comm->ReduceScatterSum(data, out));
+  EXPECT_EQ(out, data);
+  EXPECT_THAT(comm->ReduceScatterSum(data, std::span(out).first(1)),
+              StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_OK(comm->Barrier());
   comm->Abort();
   EXPECT_THAT(comm->Barrier(), StatusIs(absl::StatusCode::kAborted));
@@ -74,6 +79,23 @@ TEST(InProcessTest, AddsTheOddRankLast) {
   });
   EXPECT_THAT(results, Each(ElementsAre(0.0f, 3.0f)));
   EXPECT_THAT(doubles, Each(ElementsAre(1.0)));
+}
+
+TEST(InProcessTest, ScattersTheSumThatAllReduceLeaves) {
+  Ranks ranks = MakeInProcessGroup(3);
+  std::vector<std::vector<float>> results(3);
+  OnEveryRank(ranks, [&](Collective& comm) {
+    // Block r of each rank is its value times r + 1: the sum of 1e8, 1, -1e8
+    // is 0 in tree order (AddsTheOddRankLast).
+    const float values[] = {1e8f, 1.0f, -1e8f};
+    const float mine = values[comm.rank()];
+    const std::vector<float> in = {mine, 1, 2 * mine, 2, 3 * mine, 3};
+    std::vector<float> out(2);
+    ASSERT_OK(comm.ReduceScatterSum(in, out));
+    results[static_cast<size_t>(comm.rank())] = out;
+  });
+  EXPECT_THAT(results, ElementsAre(ElementsAre(0, 3), ElementsAre(0, 6),
+                                   ElementsAre(0, 9)));
 }
 
 TEST(InProcessTest, BroadcastsAndGathersInRankOrder) {
@@ -137,6 +159,9 @@ TEST(InProcessTest, WrongArgumentsAreRejectedAtOnce) {
   EXPECT_THAT(ranks[0]->Broadcast(bytes, 2),
               StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(ranks[0]->AllGather(bytes, bytes),
+              StatusIs(absl::StatusCode::kInvalidArgument));
+  std::vector<float> floats(3);
+  EXPECT_THAT(ranks[0]->ReduceScatterSum(floats, floats),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }
 

@@ -259,6 +259,33 @@ TEST(CheckConfigTest, ProblemsHaveTheirPlaceInTheFile) {
             "/w/run.yaml:10:9: dpo.beta: must be at least 1e-06, is 0");
 }
 
+TEST(ProfileTest, AFamilyHasItsOwnDefaultOfDropout) {
+  const auto dropout = [](std::vector<std::string> overrides) {
+    LoadOptions options;
+    options.yaml_text = "sft: {train: [d]}\nstages: [sft]\n"
+                        "tokenizer: {files: [t]}\n";
+    options.overrides = std::move(overrides);
+    options.check_files = false;
+    const auto config = LoadConfig(options);
+    EXPECT_TRUE(config.ok()) << config.status();
+    return config.ok() ? config->model().dropout() : -1;
+  };
+  EXPECT_EQ(dropout({}), 0);
+  EXPECT_EQ(dropout({"model.dropout=0.2"}), 0.2);
+  EXPECT_EQ(dropout({"model.type=instruct_encdec"}), 0.1);
+  EXPECT_EQ(dropout({"model.type=instruct_encdec", "model.dropout=0"}), 0);
+  EXPECT_EQ(dropout({"model.type=instruct_encdec", "ppo.profile=tldr"}), 0.1);
+  // A run that was recorded before the key existed had none.
+  LoadOptions old;
+  old.yaml_text = "sft: {train: [d]}\nstages: [sft]\ntokenizer: {files: [t]}\n"
+                  "model: {type: instruct_encdec}\n";
+  old.check_files = false;
+  old.recorded = true;
+  const auto config = LoadConfig(old);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->model().dropout(), 0);
+}
+
 TEST(ProfileTest, LiesBelowWhatIsWritten) {
   const auto load = [](std::vector<std::string> overrides) {
     LoadOptions options;

@@ -220,6 +220,87 @@ TEST_F(CoreTest, OldCheckpointsGoByRow) {
               StatusIs(absl::StatusCode::kDataLoss));
 }
 
+// A long run: memory holds what a restart may ask for, the ledger everything.
+TEST_F(CoreTest, ForgetsStepsThatNoRestartCanNeed) {
+  options_.history_steps = 2;
+  StagePlan stage = Ppo();
+  stage.total_steps = 8;
+  Open({stage});
+  FormGroup();
+  Publish("policy", "weights 0");
+  Publish("reference", "r0");
+  Register("reward", "reward");
+  Register("a0", "actor");
+  ASSERT_OK(core_->ReportHeld(Caller("reward", "reward"), {"r0"}, ""));
+  const auto submit = [this](const UnitId& unit) {
+    return core_->Submit({Caller("a0", "actor"), unit,
+                          absl::StrCat("weights ", unit.step - 1),
+                          unit.ToString(), unit.step - 1, {}});
+  };
+  const CoreCaller learner = Caller("l0", "learner", 1);
+  const auto commit = [&](int64_t step, const std::string& batch,
+                          bool checkpoint) {
+    CommitStepEvent event = Step("l0", 1, step);
+    event.batch_sha256 = batch;
+    event.metrics = {{"objective/scores", 1.0}};
+    if (checkpoint) {
+      event.checkpoint = {step, absl::StrCat("/c/", step), "manifest", "state"};
+    }
+    return core_->CommitStep(event);
+  };
+  std::vector<std::string> batches = {""};
+  for (int64_t step = 1; step <= 7; ++step) {
+    ASSERT_OK(core_->ReportHeld(learner, {absl::StrCat("weights ", step - 1),
+                                          "r0"}, ""));
+    ASSERT_OK_AND_ASSIGN(auto grants, core_->Lease(Caller("a0", "actor"), 8));
+    ASSERT_THAT(grants, SizeIs(2));
+    for (const LeaseGrant& grant : grants) ASSERT_OK(submit(grant.unit));
+    ASSERT_OK_AND_ASSIGN(const auto batch, core_->TakeBatch(learner, 0, step));
+    ASSERT_TRUE(batch.has_value());
+    batches.push_back(batch->batch_sha256);
+    // Checkpoints of steps 2, 4 and 6.
+    ASSERT_OK(commit(step, batches.back(), step % 2 == 0).status());
+    ASSERT_OK(core_->Publish({learner,
+                              {"policy", {0, step},
+                               absl::StrCat("weights ", step), ""},
+                              "127.0.0.1:1"}));
+    ASSERT_OK(core_->CheckInvariants());
+    Commit();
+  }
+  // A restart resumes at step 4 or 6: of 1 to 3 only the count is left.
+  for (int round = 0; round < 2; ++round) {
+    for (int64_t step = 1; step <= 7; ++step) {
+      EXPECT_THAT(core_->SubmittedUnits(step), SizeIs(step <= 3 ? 0 : 2))
+          << step;
+      EXPECT_EQ(core_->Steps(0)[static_cast<size_t>(step - 1)]
+                    .weight_hash.empty(),
+                step <= 3)
+          << step;
+    }
+    EXPECT_EQ(core_->committed(), 7);
+    EXPECT_EQ(core_->Status().units_submitted, 0);
+    EXPECT_OK(core_->CheckInvariants());
+    EXPECT_THAT(disk_.state.units, SizeIs(14));
+    EXPECT_EQ(disk_.state.steps[0].weight_hash, "weights 1");
+    Reopen();  // and the same again after recovery
+    Register("a0", "actor");
+    Register("l0", "learner", 0, /*generation=*/1);
+    Register("l1", "learner", 1, /*generation=*/1);
+  }
+  const CoreCaller again = Caller("l0", "learner", 1);
+  EXPECT_THAT(submit({0, 2, 1}),
+              testing::IsOkAndHolds(SubmitResult::kAlreadyConsumed));
+  EXPECT_THAT(submit({0, 5, 1}),
+              testing::IsOkAndHolds(SubmitResult::kDuplicate));
+  EXPECT_THAT(core_->TakeBatch(again, 0, 3).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_OK(core_->TakeBatch(again, 0, 5).status());
+  EXPECT_THAT(commit(3, batches[3], false).status(),
+              StatusIs(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(commit(5, batches[5], false), testing::IsOkAndHolds(true));
+  EXPECT_EQ(core_->Status().failure_exit_code, 0);
+}
+
 TEST_F(CoreTest, LeasesExpireWithTimeAndWithTheirSession) {
   Open({Ppo()});
   FormGroup();

@@ -410,6 +410,73 @@ TEST(PlanRecordTest, ReadsBack) {
   }
 }
 
+void Commit(const std::string& run_dir, const std::vector<LedgerRow>& rows) {
+  auto ledger = OpenSqliteLedger(JoinPath(run_dir, "ledger.db"));
+  ASSERT_OK(ledger.status());
+  ASSERT_OK((*ledger)->Commit(rows));
+  ASSERT_OK((*ledger)->Close());
+}
+
+// Checkpoints of steps 2 and 3 are there: payloads up to step 2 may go.
+TEST_P(SoundLedger, RetiredPayloadsAreKnownAndNeededOnesMissed) {
+  TempDir dir;
+  WriteRecordedRun(dir.path(), GetParam(), /*segment_bytes=*/1);
+  const auto segment_of = [&](const UnitId& id) {
+    const auto run = RecordedRun::Open(Fs::Real(), dir.path());
+    return run.ok() ? run->FindUnit(id)->payload.segment : 0;
+  };
+  const auto retire = [&](const UnitId& id) {
+    const int32_t segment = segment_of(id);
+    Commit(dir.path(), {SegmentRemovedRow{segment, 1}});
+    ASSERT_OK(Fs::Real().RemoveAll(
+        SegmentPath(JoinPath(dir.path(), "segments"), segment)));
+  };
+  retire({1, 1, 0});
+  retire({1, 2, 1});
+  const AuditReport report = Audit(dir.path());
+  EXPECT_TRUE(report.ok()) << Describe(report);
+  EXPECT_EQ(report.retired_payloads, 2);
+  ASSERT_OK_AND_ASSIGN(const RecordedRun run,
+                       RecordedRun::Open(Fs::Real(), dir.path()));
+  EXPECT_THAT(run.ReadUnit(*run.FindUnit({1, 1, 0})).status(),
+              StatusIs(absl::StatusCode::kNotFound,
+                       HasSubstr("payload of ppo step 1 retired")));
+  EXPECT_TRUE(run.IsRetired(1, 2));
+  EXPECT_FALSE(run.IsRetired(1, 3));
+  // A file that is gone without a row, and one that a restart needs.
+  ASSERT_OK(Fs::Real().RemoveAll(SegmentPath(JoinPath(dir.path(), "segments"),
+                                             segment_of({1, 1, 1}))));
+  EXPECT_EQ(Audit(dir.path()).of(Invariant::kNothingDeleted).violations, 1);
+  retire({1, 3, 0});
+  const AuditReport early = Audit(dir.path());
+  EXPECT_EQ(early.of(Invariant::kNothingDeleted).violations, 2)
+      << Describe(early);
+}
+
+TEST(LedgerAuditTest, AGivenUpUnitHasAPlaceholder) {
+  TempDir dir;
+  WriteRecordedRun(dir.path(), kSync);
+  Commit(dir.path(), {UnitFailedRow{{1, 2, 0}, "its actors died"}});
+  const AuditReport report = Audit(dir.path());
+  EXPECT_EQ(report.of(Invariant::kFailedUnits).violations, 1);
+  EXPECT_THAT(report.of(Invariant::kFailedUnits).first,
+              HasSubstr("ppo step 2 unit s1.2.0: given up, but its payload"));
+  Commit(dir.path(), {UnitFailedRow{{1, 9, 0}, "its actors died"}});
+  EXPECT_EQ(Audit(dir.path()).of(Invariant::kFailedUnits).violations, 2);
+}
+
+// A ledger from before segments were deleted and units given up.
+TEST(LedgerFormatTest, Format1IsRead) {
+  TempDir dir;
+  WriteRecordedRun(dir.path(), kSync);
+  Tamper(dir.path(),
+         "UPDATE unit SET txn=txn; DROP TABLE segment_removed;"
+         "DROP TABLE unit_failed; PRAGMA user_version=1");
+  const AuditReport report = Audit(dir.path());
+  EXPECT_TRUE(report.ok()) << Describe(report);
+  Commit(dir.path(), {UnitFailedRow{{1, 2, 0}, "why"}});
+}
+
 // A ledger of a build without numbered transactions is taken over, and says so
 // until then.
 TEST(LedgerFormatTest, OlderTablesAreUpgraded) {

@@ -9,6 +9,7 @@
 
 #include "coordinator/ledger.h"
 #include "coordinator/segments.h"
+#include "coordinator/wal_check.h"
 #include "gtest/gtest.h"
 #include "lib/base/fault_fs.h"
 #include "lib/base/hash.h"
@@ -48,7 +49,7 @@ absl::Status CommitUnits(LedgerStore& ledger, SegmentStore& segments, int t) {
     COX_ASSIGN_OR_RETURN(row.payload, segments.Append(payload));
     rows.push_back(row);
   }
-  COX_RETURN_IF_ERROR(segments.Sync());
+  COX_RETURN_IF_ERROR(segments.Sync(ledger.last_transaction()));
   rows.push_back(MetaRow{"last", std::to_string(t)});
   rows.push_back(EventRow{t + 1, 0, "kind", std::string(700, 'e')});
   return ledger.Commit(rows);
@@ -62,7 +63,7 @@ absl::Status Work(FaultFs& fs, Told* told) {
     COX_ASSIGN_OR_RETURN(
         const auto segments,
         SegmentStore::Open(fs, {.dir = kSegments, .segment_bytes = 4000},
-                           state.units));
+                           state.units, {}, ledger->last_transaction()));
     for (int i = 0; i < kTransactions; ++i) {
       COX_RETURN_IF_ERROR(
           CommitUnits(*ledger, *segments, told->acknowledged));
@@ -77,9 +78,14 @@ absl::Status Work(FaultFs& fs, Told* told) {
 }
 
 // Everything that was acknowledged is there, nothing is there in part, the
-// next incarnation goes on.
+// next incarnation goes on. What a power cut leaves is no damage.
 void CheckRecovered(FaultFs& fs, const Told& told, const std::string& what) {
   SCOPED_TRACE(what);
+  const std::string wal = std::string(kPath) + "-wal";
+  if (fs.Exists(wal)) {
+    ASSERT_OK_AND_ASSIGN(const std::string log, fs.ReadAll(wal));
+    ASSERT_OK(CheckWal(log).status());
+  }
   ASSERT_OK_AND_ASSIGN(const auto ledger, OpenSqliteLedger(kPath));
   EXPECT_GT(ledger->epoch().value, told.opened);
   ASSERT_OK_AND_ASSIGN(const LedgerState state, ledger->Load());
@@ -93,7 +99,7 @@ void CheckRecovered(FaultFs& fs, const Told& told, const std::string& what) {
   ASSERT_OK_AND_ASSIGN(
       const auto segments,
       SegmentStore::Open(fs, {.dir = kSegments, .segment_bytes = 4000},
-                         state.units));
+                         state.units, {}, ledger->last_transaction()));
   for (const UnitRow& row : state.units) {
     ASSERT_OK_AND_ASSIGN(const std::string payload,
                          segments->Read(row.payload, row.sha256));

@@ -48,14 +48,17 @@ std::string Payload(const UnitId& id, int64_t version) {
 
 class Writer {
  public:
-  Writer(const std::string& run_dir, ScheduleMode mode) : mode_(mode) {
+  Writer(const std::string& run_dir, ScheduleMode mode, uint64_t segment_bytes)
+      : mode_(mode) {
     written_.run_dir = run_dir;
     written_.run_id = "00112233445566778899aabbccddeeff";
     auto ledger = OpenSqliteLedger(JoinPath(run_dir, "ledger.db"));
     EXPECT_OK(ledger.status());
     ledger_ = *std::move(ledger);
     auto segments = SegmentStore::Open(
-        Fs::Real(), {.dir = JoinPath(run_dir, "segments")}, {});
+        Fs::Real(),
+        {.dir = JoinPath(run_dir, "segments"), .segment_bytes = segment_bytes},
+        {});
     EXPECT_OK(segments.status());
     segments_ = *std::move(segments);
   }
@@ -179,8 +182,9 @@ PlanOptions RecordedPlan(ScheduleMode mode) {
   return options;
 }
 
-WrittenRun WriteRecordedRun(const std::string& run_dir, ScheduleMode mode) {
-  return Writer(run_dir, mode).Write();
+WrittenRun WriteRecordedRun(const std::string& run_dir, ScheduleMode mode,
+                            uint64_t segment_bytes) {
+  return Writer(run_dir, mode, segment_bytes).Write();
 }
 
 void Tamper(const std::string& run_dir, const std::string& sql) {

@@ -23,7 +23,9 @@ struct WrittenRun {
 
 // Streaming: step 3 trains on units of rounds 2 and 3, step 2 drops one.
 PlanOptions RecordedPlan(ScheduleMode mode);
-WrittenRun WriteRecordedRun(const std::string& run_dir, ScheduleMode mode);
+// `segment_bytes` 1 = every payload in a file of its own.
+WrittenRun WriteRecordedRun(const std::string& run_dir, ScheduleMode mode,
+                            uint64_t segment_bytes = uint64_t{256} << 20);
 
 // Runs `sql` on the run's ledger, as a tampering hand would.
 void Tamper(const std::string& run_dir, const std::string& sql);

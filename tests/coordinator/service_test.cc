@@ -4,6 +4,8 @@
 #include <set>
 
 #include "coordinator/coordinator_service.h"
+#include "coordinator/kl_control.h"
+#include "coordinator/ledger_reader.h"
 #include "cox/v1/checkpoint.pb.h"
 #include "cox/v1/control.pb.h"
 #include "cox/v1/experience.pb.h"
@@ -16,6 +18,7 @@
 #include "lib/rpc/coordinator_client.h"
 #include "lib/rpc/error_reason.h"
 #include "lib/rpc/operator_client.h"
+#include "nlohmann/json.hpp"
 #include "tests/coordinator/service_testing.h"
 #include "tests/testing/status_matchers.h"
 
@@ -39,6 +42,8 @@ class FakeProcesses {
   CoordinatorClient& actor() { return *actor_; }
   CoordinatorClient& learner() { return *learner_; }
   int64_t steps() const { return steps_; }
+  // What the batches of steps said an operator set.
+  const std::map<int64_t, double>& kl_coefs() const { return kl_coefs_; }
 
   absl::Status Join() {
     COX_RETURN_IF_ERROR(actor_->Register().status());
@@ -125,6 +130,7 @@ class FakeProcesses {
       return absl::OkStatus();
     }
     COX_RETURN_IF_ERROR(batch.status());
+    if (batch->kl_coef.has_value()) kl_coefs_[step] = *batch->kl_coef;
     if (batch->units.size() != 2) {
       return absl::InternalError("2 units expected");
     }
@@ -198,6 +204,7 @@ class FakeProcesses {
   std::unique_ptr<CoordinatorClient> reward_;
   std::unique_ptr<CoordinatorClient> learner_;
   int64_t steps_ = 0;
+  std::map<int64_t, double> kl_coefs_;
   cox::v1::CommitStepRequest last_commit_;
 };
 
@@ -432,12 +439,70 @@ TEST_F(ServiceTest, PauseKeepsUnitsBackAndStopDrains) {
                        processes.actor().LeaseUnits(1, absl::Seconds(5)));
   EXPECT_EQ(lease.units_size(), 1);
   EXPECT_THAT(op->SetKlCoef(0.1).status(),
-              StatusIs(absl::StatusCode::kUnimplemented));
+              StatusIs(absl::StatusCode::kFailedPrecondition,
+                       HasSubstr("ppo is not running")));
   ASSERT_OK(op->Stop().status());
   ASSERT_OK_AND_ASSIGN(
       a, processes.actor().GetAssignment(0, absl::ZeroDuration()));
   EXPECT_EQ(a.kind(), cox::v1::Assignment::STOP);
   EXPECT_EQ(coordinator_->ExitCode(), std::nullopt);  // they may still leave
+}
+
+TEST_F(ServiceTest, AKlCoefficientBeginsAtAStepBorderAndIsRecorded) {
+  Start({"ppo.steps=5"});
+  FakeProcesses processes(Client("actor"), Client("reward"),
+                          Client("learner"));
+  ASSERT_OK(processes.Join());
+  ASSERT_OK(processes.Drive(/*stop_after_step=*/1));
+  auto op = Operator();
+  EXPECT_THAT(op->SetKlCoef(-1).status(),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("at least 0")));
+  // A rank may have the batch of step 2 by now.
+  ASSERT_OK_AND_ASSIGN(const int64_t step, op->SetKlCoef(0.3));
+  EXPECT_EQ(step, 3);
+  coordinator_.reset();
+  Start({"ppo.steps=5"});
+  ASSERT_OK(processes.Drive(/*stop_after_step=*/3));
+  ASSERT_OK(op->SetKlCoef(0.7).status());
+  ASSERT_OK(op->SetKlCoef(1.0 / 3).status());  // the later one stays
+  ASSERT_OK(processes.Drive(/*stop_after_step=*/-1));
+  const std::map<int64_t, double> expected = {{3, 0.3}, {5, 1.0 / 3}};
+  EXPECT_EQ(processes.kl_coefs(), expected);
+  coordinator_.reset();
+  ASSERT_OK_AND_ASSIGN(const RecordedRun run,
+                       RecordedRun::Open(Fs::Real(), RunDir()));
+  const KlCoefficients recorded(run.state().controls);
+  EXPECT_EQ(recorded.At(1, 3), 0.3);
+  EXPECT_EQ(recorded.At(1, 5), 1.0 / 3);
+  EXPECT_EQ(recorded.At(1, 4), std::nullopt);
+}
+
+TEST_F(ServiceTest, ATracedCallContinuesTheCallersTrace) {
+  Start({"log.trace=1"});
+  auto actor = Client("actor");
+  ASSERT_OK(actor->Register().status());
+  std::string trace_id;
+  std::string parent;
+  {
+    const TraceScope scope("generate", UnitTrace({1, 2, 3}), "s1.2.3");
+    trace_id = scope.context().trace_id;
+    parent = scope.context().span_id;
+    ASSERT_OK(actor->ReturnUnits({}));
+  }
+  ASSERT_OK(actor->ReturnUnits({}));  // outside: not traced
+  coordinator_.reset();
+  ASSERT_OK_AND_ASSIGN(const std::string text,
+                       Fs::Real().ReadAll(JoinPath(RunDir(), "trace.json")));
+  EXPECT_THAT(text, HasSubstr(absl::StrCat("\"parent_id\":\"", parent, "\"")));
+  const nlohmann::json events = nlohmann::json::parse(text);
+  int found = 0;
+  for (const auto& event : events) {
+    if (event["name"] != "RolloutService.ReturnUnits") continue;
+    ++found;
+    EXPECT_EQ(event["args"]["trace_id"], trace_id);
+  }
+  EXPECT_EQ(found, 1);
 }
 
 TEST_F(ServiceTest, AWatcherSeesTheTargetWhenItIsPublished) {

@@ -287,5 +287,34 @@ TEST(TokenizeTextsTest, JoinsPromptAndCompletion) {
   EXPECT_THAT(texts, ElementsAre(Ids("abcd")));
 }
 
+TEST(EncodePromptTest, SplitsAPromptForTheModel) {
+  Row plain;
+  plain.prompt = "ab";
+  Row task;
+  task.instruction = "i";
+  task.prompt = "x";
+  const auto encode = [](const Row& row, std::optional<int32_t> start,
+                         const Tokenizer* tokenizer = &Bytes()) {
+    return EncodePrompt(row, tokenizer, start);
+  };
+  ASSERT_OK_AND_ASSIGN(PromptIds ids, encode(plain, {}));
+  EXPECT_EQ(ids.ids, Ids("ab"));
+  EXPECT_THAT(ids.instruction_ids, ElementsAre());
+  ASSERT_OK_AND_ASSIGN(ids, encode(task, {}));
+  EXPECT_EQ(ids.ids, Ids("i\nx"));
+  ASSERT_OK_AND_ASSIGN(ids, encode(plain, 7));
+  EXPECT_EQ(ids.instruction_ids, Ids("ab"));
+  EXPECT_THAT(ids.ids, ElementsAre(7));
+  ASSERT_OK_AND_ASSIGN(ids, encode(task, 7));
+  EXPECT_EQ(ids.instruction_ids, Ids("i"));
+  EXPECT_EQ(ids.ids, Concat({7}, Ids("x")));
+  // The empty instruction; no text needs no tokenizer.
+  ASSERT_OK_AND_ASSIGN(ids, encode(Row(), 7, nullptr));
+  EXPECT_THAT(ids.instruction_ids, ElementsAre(7));
+  EXPECT_THAT(ids.ids, ElementsAre(7));
+  EXPECT_THAT(encode(task, 7, nullptr),
+              StatusIs(kInvalid, HasSubstr("no tokenizer")));
+}
+
 }  // namespace
 }  // namespace cox

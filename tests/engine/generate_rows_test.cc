@@ -109,6 +109,30 @@ TEST(GenerateRowsTest, StopStringsWaitForTheLeastLengthAndForWholeCharacters) {
   EXPECT_EQ(Write(request, "abxabx").tokens[0].size(), 2u);
 }
 
+TEST(GenerateRowsTest, ScheduledLengthsEndWithEosAndNeverBefore) {
+  GenerateRequest request = TwoRows();
+  request.lengths = {3, 1};
+  GenerateRows rows(request);
+  // EOS is by far the likeliest token; without it ids 1 and 2 are equal.
+  const std::vector<float> logits = {50.0f, 1.0f, 1.0f};
+  for (int t = 0; t < 3; ++t) ASSERT_TRUE(rows.Sample(0, logits).ok());
+  ASSERT_TRUE(rows.Sample(1, logits).ok());
+  EXPECT_TRUE(rows.Active().empty());
+  const GenerateResult result = rows.Take();
+  EXPECT_GT(result.tokens[0][0], 0);
+  EXPECT_GT(result.tokens[0][1], 0);
+  EXPECT_EQ(result.tokens[0][2], 0);
+  EXPECT_NEAR(result.logprobs[0][0], -0.6931472, 1e-6);  // log 1/2
+  EXPECT_NEAR(result.logprobs[0][2], 0.0, 1e-6);
+  EXPECT_EQ(result.tokens[1], std::vector<int32_t>{0});
+  EXPECT_EQ(result.finish[0], FinishReason::kStop);
+  request.lengths = {4, 1};
+  EXPECT_THAT(
+      std::string(
+          ValidateGenerateRequest(request, FakeModelConfig(8, 4)).message()),
+      HasSubstr("lengths: expected 1 to max_new_tokens 3, found 4"));
+}
+
 TEST(GenerateRowsTest, StopStringsNeedATokenizer) {
   GenerateRequest request = TwoRows();
   request.stop_strings = {"x"};

@@ -104,6 +104,9 @@ TEST(K8sRenderTest, SizesComeFromTheRun) {
   EXPECT_EQ(args.back(), "roles.learners=3");
   for (const K8sObject& object : *objects) {
     EXPECT_EQ(object["metadata"]["labels"]["cox.dev/run"], "demo");
+    // The API server takes a null for a wrong type.
+    EXPECT_FALSE(object.contains("spec") && object["spec"].is_null())
+        << object["kind"];
     if (object["kind"] != "Namespace") {
       EXPECT_EQ(object["metadata"]["namespace"], "cox-demo");
     }
@@ -191,6 +194,11 @@ TEST(K8sCheckTest, FindsWhatIsBroken) {
              "NonIndexed";
        },
        "expected Indexed"},
+      {"JobSet", "learner",
+       [](K8sObject& o) {
+         o["spec"]["failurePolicy"]["rules"][0]["name"] = "needs-a-person";
+       },
+       "failurePolicy.rules"},
       {"Deployment", "actor",
        [&](K8sObject& o) { pod(o)["metadata"]["labels"]["cox.dev/role"] = "x"; },
        "spec.selector does not match"},

@@ -107,6 +107,70 @@ TEST_F(CheckpointCrash, AnErrorAtAnyOperationIsToldAndTheNextAttemptWorks) {
   }
 }
 
+// A deletion that a power cut interrupts leaves the whole folder or one that
+// nobody takes for a checkpoint, and the next group clears it away.
+TEST_F(CheckpointCrash, ADeletionCutAtAnyOperationLeavesAllOrLeftovers) {
+  auto before = Disk();
+  ASSERT_OK_AND_ASSIGN(const WrittenCheckpoint old, Write(*before, 3));
+  ASSERT_OK_AND_ASSIGN(const WrittenCheckpoint kept, Write(*before, 4));
+  ASSERT_OK(before->SyncDir("/run/checkpoints/4"));
+  auto counted = before->Clone();
+  const int64_t start = counted->operations();
+  ASSERT_OK(RemoveCheckpoint(*counted, kDirectory));
+  const int64_t operations = counted->operations() - start;
+  ASSERT_GT(operations, 2);
+  for (int64_t k = 1; k <= operations + 1; ++k) {
+    auto fs = before->Clone();
+    if (k <= operations) {
+      fs->FailAt(k, absl::InternalError("power"), /*sticky=*/true);
+    }
+    static_cast<void>(RemoveCheckpoint(*fs, kDirectory));
+    for (int subset = 0; subset < kSubsets; ++subset) {
+      auto disk = fs->Clone();
+      CounterRng rng(static_cast<uint64_t>(k * kSubsets + subset), "subset");
+      disk->Crash(rng);
+      if (disk->Exists(kDirectory)) {
+        EXPECT_OK(VerifyCheckpoint(*disk, kDirectory, old.manifest_sha256))
+            << "k = " << k << ", subset " << subset;
+      }
+      // Generation 5 knows the row of generation 4 only.
+      EXPECT_OK(SweepCheckpoints(*disk, "/run/checkpoints/4", "r", 5,
+                                 {"step_000007.g4"}, /*own_folder=*/true)
+                    .status());
+      EXPECT_EQ(*disk->List("/run/checkpoints/4"),
+                std::vector<std::string>{"step_000007.g4"});
+      EXPECT_OK(VerifyCheckpoint(*disk, "/run/checkpoints/4/step_000007.g4",
+                                 kept.manifest_sha256));
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_F(CheckpointCrash, OnlyWhatNoRowCanNameIsSwept) {
+  auto fs = Disk();
+  for (const int64_t generation : {3, 4, 5, 6}) {
+    ASSERT_OK(Write(*fs, generation).status());
+  }
+  const std::string folder = "/run/checkpoints/4/";
+  for (const char* name : {"step_000009.g4.tmp", "step_000009.g6.tmp",
+                           "step_000001.g1.removed", "notes"}) {
+    ASSERT_OK(fs->MakeDirs(folder + name));
+  }
+  // Another run's folder.
+  ASSERT_OK_AND_ASSIGN(auto swept,
+                       SweepCheckpoints(*fs, folder, "other run", 6,
+                                        {"step_000007.g4"}, false));
+  EXPECT_EQ(swept, std::vector<std::string>{"step_000001.g1.removed"});
+  ASSERT_OK_AND_ASSIGN(swept, SweepCheckpoints(*fs, folder, "r", 6,
+                                               {"step_000007.g4"}, true));
+  EXPECT_EQ(swept, (std::vector<std::string>{
+                       "step_000007.g3", "step_000007.g5",
+                       "step_000009.g4.tmp"}));
+  EXPECT_EQ(*fs->List(folder),
+            (std::vector<std::string>{"notes", "step_000007.g4",
+                                      "step_000007.g6", "step_000009.g6.tmp"}));
+}
+
 TEST_F(CheckpointCrash, AFlippedBitAnywhereIsFound) {
   auto fs = Disk();
   ASSERT_OK_AND_ASSIGN(const WrittenCheckpoint written, Write(*fs, 3));

@@ -278,7 +278,7 @@ std::vector<absl::Status> RunGroup(FakeRun& run, int world,
       options.rank = rank;
       options.world_size = world;
       options.fs = &fs;
-      options.setup_engines = [](int, const std::string&) {
+      options.setup_engines = [](const EngineOptions&) {
         LearnerEngineSet set;
         set.make_engine = [] { return MakeFakeTrainEngine(); };
         return set;

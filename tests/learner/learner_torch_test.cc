@@ -61,7 +61,7 @@ std::vector<Sequence> Texts(int32_t count) {
   return texts;
 }
 
-MakeRank TinyLm(double lr, int64_t micro_batch = 0) {
+MakeRank TinyLm(double lr, int64_t micro_batch = 0, double dropout = 0) {
   return [=](Collective& group) -> absl::StatusOr<RankParts> {
     RankParts parts;
     COX_ASSIGN_OR_RETURN(parts.policy,
@@ -72,6 +72,7 @@ MakeRank TinyLm(double lr, int64_t micro_batch = 0) {
     options.micro_batch = micro_batch;
     options.total_steps = 60;
     options.heldout_every = 0;
+    options.dropout = {dropout, /*seed=*/6, /*stage=*/1};
     options.optimizer = testing::TestOptimizer(lr);
     options.optimizer.max_grad_norm = 0.1;
     COX_ASSIGN_OR_RETURN(parts.trainer,
@@ -81,13 +82,14 @@ MakeRank TinyLm(double lr, int64_t micro_batch = 0) {
   };
 }
 
-MakeRank TinyRm() {
-  return [](Collective& group) -> absl::StatusOr<RankParts> {
+MakeRank TinyRm(double dropout = 0) {
+  return [dropout](Collective& group) -> absl::StatusOr<RankParts> {
     RankParts parts;
     COX_ASSIGN_OR_RETURN(parts.policy, TinyEngine(HeadKind::kScalar, 4));
     RmOptions options;
     options.batch = 6;
     options.total_steps = 4;
+    options.dropout = dropout;
     options.optimizer = testing::TestOptimizer(0.001);
     RmData data;
     for (int32_t p = 0; p < 16; ++p) {
@@ -208,6 +210,40 @@ TEST_F(LearnerTorchTest, RanksDoNotChangeABitOfALanguageModel) {
 
 TEST_F(LearnerTorchTest, RanksDoNotChangeABitOfARewardModel) {
   ExpectRanksDoNotChangeABit(TinyRm(), NoInput, 4);
+}
+
+TEST_F(LearnerTorchTest, NeitherRanksNorAResumeChangeABitWithDropout) {
+  ExpectRanksDoNotChangeABit(TinyRm(/*dropout=*/0.2), NoInput, 4);
+  const MakeRank make = TinyLm(0.01, /*micro_batch=*/1, /*dropout=*/0.2);
+  ExpectRanksDoNotChangeABit(make, NoInput, 6);
+  ASSERT_OK_AND_ASSIGN(const RunOutcome whole,
+                       RunSteps(1, make, NoInput, 1, 6));
+  ASSERT_OK_AND_ASSIGN(const RunOutcome half, RunSteps(2, make, NoInput, 1, 3));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome rest,
+      RunSteps(4, make, NoInput, 4, 6, testing::RestoreFrom(half)));
+  EXPECT_EQ(rest.weight_hash, whole.weight_hash);
+  EXPECT_EQ(rest.state, whole.state);
+  // Held-out text is measured without.
+  ASSERT_OK_AND_ASSIGN(const RunOutcome off,
+                       RunSteps(1, TinyLm(0.01, 1), NoInput, 1, 1));
+  EXPECT_EQ(off.results[0].metrics.at("text/heldout_nll"),
+            whole.results[0].metrics.at("text/heldout_nll"));
+  EXPECT_NE(off.results[0].metrics.at("loss/lm"),
+            whole.results[0].metrics.at("loss/lm"));
+}
+
+TEST_F(LearnerTorchTest, MicroBatchesChangeRoundingOnlyWithDropout) {
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome whole,
+      RunSteps(1, TinyLm(0.01, /*micro_batch=*/0, 0.2), NoInput, 1, 1));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome single,
+      RunSteps(1, TinyLm(0.01, /*micro_batch=*/1, 0.2), NoInput, 1, 1));
+  EXPECT_NEAR(single.results[0].metrics.at("loss/lm"),
+              whole.results[0].metrics.at("loss/lm"), 1e-6);
+  EXPECT_NEAR(single.results[0].metrics.at("grad_norm/lm"),
+              whole.results[0].metrics.at("grad_norm/lm"), 1e-5);
 }
 
 TEST_F(LearnerTorchTest, RanksDoNotChangeABitInPpo) {

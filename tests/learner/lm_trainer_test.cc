@@ -82,6 +82,50 @@ TEST(LmTrainerTest, OtherSumsChangeNoMoreThanRounding) {
   }
 }
 
+// Notes what it was asked for.
+class NotingSource final : public LmSource {
+ public:
+  explicit NotingSource(std::vector<int64_t>& positions)
+      : positions_(positions) {}
+  Sequence At(int64_t position) const override {
+    positions_.push_back(position);
+    return Examples()[static_cast<size_t>(position % 7)];
+  }
+
+ private:
+  std::vector<int64_t>& positions_;
+};
+
+TEST(LmTrainerTest, StepsTakeTheDataAndTheScheduleFromTheirBeginning) {
+  std::vector<int64_t> positions;
+  const auto make = [&](Collective& group) -> absl::StatusOr<RankParts> {
+    RankParts parts;
+    parts.policy = MakeFakeTrainEngine();
+    COX_ASSIGN_OR_RETURN(auto snapshot,
+                         FakeSnapshot(FakeModelConfig(8, 8), "policy", 1));
+    COX_RETURN_IF_ERROR(parts.policy->Load(snapshot));
+    parts.source = std::make_unique<NotingSource>(positions);
+    LmOptions options;
+    options.batch = 3;
+    options.total_steps = 4;
+    options.optimizer = testing::TestOptimizer(0.5);
+    options.optimizer.schedule.kind = LrKind::kLinear;
+    options.optimizer.schedule.total = 4;
+    COX_ASSIGN_OR_RETURN(parts.trainer,
+                         MakeLmTrainer(options, *parts.policy, group,
+                                       *parts.source, {}));
+    return parts;
+  };
+  ASSERT_OK_AND_ASSIGN(const RunOutcome run, RunSteps(1, make, NoInput, 1, 4));
+  EXPECT_THAT(positions,
+              ::testing::ElementsAre(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11));
+  for (size_t i = 0; i < 4; ++i) {
+    // Falls from the peak by a quarter a step.
+    EXPECT_NEAR(run.results[i].metrics.at("lr"),
+                0.5 * (1 - 0.25 * static_cast<double>(i)), 1e-12);
+  }
+}
+
 TEST(LmTrainerTest, RefusesMoreRanksThanShards) {
   EXPECT_THAT(
       RunSteps(5, MakeLm(5, 0, 3), NoInput, 1, 1),

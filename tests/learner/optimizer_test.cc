@@ -53,7 +53,7 @@ TEST(FlatOptimizerTest, SkipsANonFiniteGradientAndKeepsItsState) {
       FlatOptimizer::Create(testing::TestOptimizer(0.1), engine->layout()));
   StateWriter untouched;
   optimizer.Save("o", &untouched);
-  PoisonGradient(*engine);
+  ASSERT_OK(PoisonGradient(*engine));
   ASSERT_OK_AND_ASSIGN(const auto update,
                        optimizer.Apply(0, *engine, *MakeSingleRank()));
   EXPECT_TRUE(update.skipped);

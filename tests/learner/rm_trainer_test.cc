@@ -33,7 +33,8 @@ std::vector<Comparison> Comparisons() {
   return comparisons;
 }
 
-testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch) {
+testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch,
+                         int64_t shards = kDefaultShards) {
   return [=](Collective& group) -> absl::StatusOr<RankParts> {
     RankParts parts;
     parts.policy = MakeFakeTrainEngine();
@@ -45,6 +46,7 @@ testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch) {
     options.seed = 3;
     options.batch = 4;
     options.micro_batch = micro_batch;
+    options.shards = shards;
     options.total_steps = total_steps;
     // Without the centring term the loss does not see a common shift of all
     // scores: its gradient there is rounding noise, which Adam magnifies.
@@ -65,6 +67,21 @@ testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch) {
 }
 
 BatchInput NoInput(int64_t) { return {}; }
+
+// Adam forgets the gradient's scale, its norm does not.
+TEST(RmTrainerTest, MicroBatchesShareTheDenominator) {
+  ASSERT_OK_AND_ASSIGN(const RunOutcome whole,
+                       RunSteps(1, MakeRm(1, /*micro_batch=*/0, /*shards=*/1),
+                                NoInput, 1, 1));
+  ASSERT_OK_AND_ASSIGN(const RunOutcome single,
+                       RunSteps(2, MakeRm(1, /*micro_batch=*/1), NoInput, 1,
+                                1));
+  for (const char* metric : {"loss/rm", "grad_norm/rm", "rm/accuracy"}) {
+    EXPECT_NEAR(single.results[0].metrics.at(metric),
+                whole.results[0].metrics.at(metric), 1e-6)
+        << metric;
+  }
+}
 
 TEST(RmTrainerTest, RanksDoNotChangeABit) {
   ASSERT_OK_AND_ASSIGN(const RunOutcome one,

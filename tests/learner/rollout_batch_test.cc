@@ -52,6 +52,16 @@ TEST(RolloutBatchTest, MatchesTheVectorOfTheReward) {
   EXPECT_EQ(batch.metrics.at("offpolicy/w_max"), 1.0);
 }
 
+TEST(RolloutBatchTest, APromptNumberBelongsToItsUnit) {
+  std::vector<Trajectory> rows(4, MakeTrajectory({-1}, {-1}, 0));
+  for (int32_t i = 0; i < 4; ++i) {
+    rows[static_cast<size_t>(i)].id = {{2, 1, i / 2}, 0, i % 2};
+  }
+  ASSERT_OK_AND_ASSIGN(const RolloutBatch batch,
+                       MakeRolloutBatch(1, rows, Options()));
+  EXPECT_THAT(batch.group, ::testing::ElementsAre(0, 0, 1, 1));
+}
+
 // docs/algorithms.md §5 (placement): after_last uses the value one position
 // later and keeps that position out of the policy's mask.
 TEST(RolloutBatchTest, MatchesTheVectorOfTheLaterPlacement) {

@@ -226,9 +226,14 @@ TEST(PolicyEngineTest, RefusesWhatItCannotGenerate) {
   auto scalar = LoadedPolicy(SineSnapshot(config));
   EXPECT_THAT(scalar->Generate(MakeRequest(config, 2, 4)),
               StatusIs(absl::StatusCode::kFailedPrecondition));
-  EXPECT_THAT(MakePolicyEngine({.device = "cuda"}),
-              StatusIs(absl::StatusCode::kFailedPrecondition,
-                       HasSubstr("cuda")));
+  EXPECT_THAT(MakePolicyEngine({.device = "tpu"}),
+              StatusIs(absl::StatusCode::kInvalidArgument,
+                       HasSubstr("expected cpu or cuda, found tpu")));
+  const auto cuda = MakePolicyEngine({.device = "cuda"});
+  if (!cuda.ok()) {  // no GPU here: one line says what is missing
+    EXPECT_THAT(cuda, StatusIs(absl::StatusCode::kNotFound,
+                               HasSubstr("device cuda: ")));
+  }
 }
 
 TEST(InitTorchTest, NamesTheNumericsClass) {

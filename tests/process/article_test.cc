@@ -1,6 +1,7 @@
 // The encoder-decoder through all four roles: pretrain, sft, collect, rm, ppo,
 // eval in real processes.
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
@@ -36,6 +37,24 @@ std::vector<std::string> ArticleRun(const std::string& file,
           absl::StrCat("eval.prompts=[", article, "/heldout_prompts.jsonl]")};
 }
 
+// The reward model of the record scores its answers again; another one is
+// found out.
+void ExpectScoresAgain(const std::string& run, const std::string& scratch) {
+  const std::vector<std::string> check = {"explain", "--check", run};
+  const RunResult same = Cox(check, scratch);
+  EXPECT_EQ(same.exit_code, 0) << same.output;
+  EXPECT_THAT(same.output, HasSubstr("ppo: 64 answers scored again by "));
+  const std::string weights = JoinPath(
+      run, "checkpoints/rm/step_000003.g1/reward/model.safetensors");
+  std::string bytes = Fs::Real().ReadAll(weights).value_or("");
+  ASSERT_GT(bytes.size(), 4000u);
+  std::fill(bytes.end() - 400, bytes.end(), '\x3f');
+  ASSERT_TRUE(WriteFileDurably(Fs::Real(), weights, bytes).ok());
+  const RunResult other = Cox(check, scratch);
+  EXPECT_EQ(other.exit_code, 1) << other.output;
+  EXPECT_THAT(other.output, HasSubstr("DIFFERS at s"));
+}
+
 TEST(ArticleTest, TheRecipeRunsWithInstructionsAndContexts) {
   TempDir dir;
   const std::string run = JoinPath(dir.path(), "run");
@@ -64,6 +83,27 @@ TEST(ArticleTest, TheRecipeRunsWithInstructionsAndContexts) {
     ++steps;
   }
   EXPECT_EQ(steps, 4);
+
+  // This family trains with dropout: the same choices again, from a checkpoint
+  // on and with another number of ranks.
+  const RunResult shown = Cox({"config", "show", JoinPath(dir.path(),
+                                                          "run.yaml"),
+                               "model.type=instruct_encdec"},
+                              dir.path());
+  EXPECT_THAT(shown.output, HasSubstr("dropout: 0.1"));
+  for (const char* stage : {"sft", "rm"}) {
+    const RunResult replay =
+        Cox({"replay", run, "--stage", stage, "--step", "1", "--to",
+             stage == std::string("sft") ? "8" : "3", "--ranks", "1"},
+            dir.path());
+    EXPECT_EQ(replay.exit_code, 0) << replay.output;
+  }
+  const RunResult resumed = Cox(
+      {"replay", run, "--stage", "sft", "--step", "7", "--to", "8"},
+      dir.path());
+  EXPECT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, HasSubstr("step_000005"));
+  ExpectScoresAgain(run, dir.path());
 }
 
 TEST(ArticleTest, AnInstructionThatIsTooLongIsToldWithItsLineBeforeTheRun) {

@@ -5,6 +5,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <sstream>
 #include <thread>
 #include <utility>
 
@@ -139,8 +140,11 @@ pid_t FindProcess(const std::string& run_dir, const std::string& name) {
       continue;
     }
     std::ifstream in(absl::StrCat("/proc/", pid, "/cmdline"));
-    std::string line((std::istreambuf_iterator<char>(in)),
-                     std::istreambuf_iterator<char>());
+    // A process that ends meanwhile is a read error, which throws from an
+    // iterator over the buffer.
+    std::ostringstream text;
+    text << in.rdbuf();
+    const std::string line = text.str();
     if (line.find(run_dir) == std::string::npos) {
       continue;
     }

@@ -39,7 +39,7 @@ class ReplicaTest : public ::testing::Test {
     RewardReplicaOptions options;
     options.coordinator.address = coordinator_.address();
     options.coordinator.name = "reward-0";
-    options.setup_engines = [](int, const std::string&) {
+    options.setup_engines = [](const EngineOptions&) {
       return ScoreEngineSet{
           .numerics_class = "fake",
           .make = [] {

@@ -1,8 +1,10 @@
 #include <atomic>
+#include <cstring>
 #include <numeric>
 
 #include "gtest/gtest.h"
 #include "lib/base/hash.h"
+#include "lib/rpc/chunk_codec.h"
 #include "lib/rpc/limits.h"
 #include "lib/rpc/server.h"
 #include "lib/rpc/weight_fetcher.h"
@@ -210,6 +212,102 @@ TEST(WeightTransferTest, RefusesBadManifestsSizesAndStrangers) {
   stranger.caller.run_id = "another";
   EXPECT_THAT(FetchSnapshot(source, stranger),
               StatusIs(absl::StatusCode::kPermissionDenied));
+}
+
+// `bytes` as a message of pieces of `size` bytes.
+grpc::ByteBuffer InPieces(const std::string& bytes, size_t size) {
+  std::vector<grpc::Slice> slices;
+  for (size_t i = 0; i < bytes.size(); i += size) {
+    slices.emplace_back(bytes.substr(i, size));
+  }
+  return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+std::string Joined(const ChunkView& view) {
+  std::string data;
+  for (const std::string_view piece : view.pieces()) data += piece;
+  return data;
+}
+
+TEST(ChunkCodecTest, SpeaksTheGeneratedCodesBytes) {
+  auto weights = MakeWeights(0);
+  for (const uint64_t begin : {uint64_t{0}, uint64_t{300}, uint64_t{70000}}) {
+    const grpc::ByteBuffer encoded = EncodeChunk(weights, begin, begin + 1000);
+    grpc::Slice slice;
+    ASSERT_TRUE(encoded.DumpToSingleSlice(&slice).ok());
+    v1::Chunk chunk;
+    ASSERT_TRUE(chunk.ParseFromArray(slice.begin(),
+                                     static_cast<int>(slice.size())));
+    EXPECT_EQ(chunk.offset(), begin);
+    EXPECT_EQ(chunk.data().size(), 1000u);
+    EXPECT_EQ(chunk.xxh3(), Xxh3_128(chunk.data()));
+    EXPECT_EQ(0, std::memcmp(chunk.data().data(),
+                             weights->arena->bytes().data() + begin, 1000));
+    // And back, however the bytes were cut on their way.
+    for (const size_t size : {1u, 2u, 3u, 7u, 999u, 5000u}) {
+      const auto view =
+          ChunkView::Parse(InPieces(chunk.SerializeAsString(), size));
+      ASSERT_TRUE(view.ok()) << view.status();
+      EXPECT_EQ(view->offset(), begin);
+      EXPECT_EQ(view->size(), 1000u);
+      EXPECT_EQ(Joined(*view), chunk.data());
+      EXPECT_EQ(view->xxh3(), chunk.xxh3());
+    }
+  }
+}
+
+TEST(ChunkCodecTest, SkipsUnknownFieldsAndRefusesCutMessages) {
+  v1::Chunk chunk = MakeChunk(5, "01234" "12345");  // data from offset 5 on
+  std::string bytes = chunk.SerializeAsString();
+  // Fields 7 to 10 of a later contract: varint, 8 bytes, length, 4 bytes.
+  const std::string later =
+      std::string("\x38\x96\x01\x41", 4) + "8 bytes." +
+      std::string("\x4a\x02", 2) + "ab" + "\x55" + "4by.";
+  const auto view = ChunkView::Parse(InPieces(later + bytes + later, 3));
+  ASSERT_TRUE(view.ok()) << view.status();
+  EXPECT_EQ(Joined(*view), "12345");
+  EXPECT_EQ(view->offset(), 5u);
+  int refused = 0;
+  for (size_t length = 1; length < bytes.size(); ++length) {
+    const auto cut = ChunkView::Parse(InPieces(bytes.substr(0, length), 4));
+    if (!cut.ok()) {
+      EXPECT_THAT(cut, StatusIs(absl::StatusCode::kDataLoss));
+      ++refused;
+    }
+  }
+  // All but the borders between the three fields.
+  EXPECT_EQ(refused, static_cast<int>(bytes.size()) - 3);
+  EXPECT_THAT(ChunkView::Parse(InPieces("\x13", 1)),  // group: wire type 3
+              StatusIs(absl::StatusCode::kDataLoss));
+  chunk.set_data(std::string(kChunkBytes + 1, 'x'));
+  EXPECT_THAT(ChunkView::Parse(InPieces(chunk.SerializeAsString(), 65536)),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("data")));
+}
+
+// Above 8 MiB tensors are hashed while they arrive.
+TEST(WeightTransferTest, LargeVersionsAreVerifiedBesideTheTransfer) {
+  const Manifest layout =
+      LayOut("policy", "{}", DType::kF32,
+             {{"a", {1 << 20}}, {"b", {3}}, {"c", {(3 << 20) + 5}}});
+  std::vector<float> values(layout.arena_bytes / 4);
+  std::iota(values.begin(), values.end(), 1.0F);
+  auto weights = *SnapshotFromFloats(layout, values);
+  Peer liar([](v1::Chunk* chunk) {
+    if (chunk->offset() != 9 * kChunkBytes) return;
+    chunk->mutable_data()->at(9) ^= 1;
+    chunk->set_xxh3(Xxh3_128(chunk->data()));
+  });
+  Peer good;
+  liar.store.Put(weights);
+  good.store.Put(weights);
+  EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {liar.server->address()}),
+                            Options()),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor 'c'")));
+  ExpectSame(FetchSnapshot(SourceOf(*weights, {liar.server->address(),
+                                               good.server->address()}),
+                           Options()),
+             *weights);
+  EXPECT_EQ(good.service.bytes_sent(), layout.arena_bytes);
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ class Campaign {
     }
     MutexLock lock(&mutex_);
     total_.schedules += own.schedules;
+    total_.failed_units += own.failed_units;
+    total_.removed_segments += own.removed_segments;
     total_.events += own.events;
     total_.virtual_s += own.virtual_s;
     total_.coverage.Add(own.coverage);
@@ -61,7 +63,10 @@ class Campaign {
     own.virtual_s +=
         static_cast<double>(result.virtual_time) / kSecond;
     own.coverage.Add(result.coverage);
-    if (result.ok && result.variant.schedule != kSchedules - 1) {
+    own.failed_units += static_cast<int64_t>(result.failed_units);
+    own.removed_segments += static_cast<int64_t>(result.removed_segments);
+    if (result.ok && result.variant.schedule != kSchedules - 1 &&
+        result.failed_units == 0) {
       const auto [known, inserted] =
           weights.emplace(result.variant, result.final_weights);
       if (known->second != result.final_weights) {

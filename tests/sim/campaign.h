@@ -27,6 +27,8 @@ struct CampaignResult {
   std::string violation;
   Coverage coverage;
   int64_t events = 0;
+  int64_t failed_units = 0;      // given up
+  int64_t removed_segments = 0;  // by retention
   double virtual_s = 0;
   double wall_s = 0;
 };

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "coordinator/core_types.h"
 #include "learner/checkpoint.h"
+#include "lib/base/hash.h"
 
 namespace cox::sim {
 
@@ -42,7 +43,19 @@ void Checker::Check(const UnitRow& row) {
       Violation(absl::StrCat("invariant 5: unit ", unit, " of version ",
                              row.version_step, ", ", version, " expected"));
     }
+    if (failed_.contains(row.id)) {
+      const std::string placeholder =
+          PlaceholderOf(row.id, row.policy_hash, row.version_step);
+      if (row.sha256 != Sha256Hex(std::string_view(placeholder))) {
+        Violation(absl::StrCat("unit ", unit,
+                               " was given up, its row is no placeholder's"));
+      }
+      return;
+    }
     auto expected = oracle_.units.find(row.id);
+    if (!failed_.empty()) {
+      return;  // the undisturbed run has no failed units
+    }
     if (expected != oracle_.units.end() && row.sha256 != expected->second) {
       Violation(absl::StrCat("invariant 15: unit ", unit,
                              " is not that of the undisturbed run"));
@@ -52,6 +65,11 @@ void Checker::Check(const UnitRow& row) {
 
 void Checker::Check(const BatchRow& row) {
   batches_[{row.stage, row.step}] = row.units;
+  for (const auto* units : {&row.units, &row.dropped}) {
+    for (const UnitId& unit : *units) {
+      used_in_[unit] = row.step;
+    }
+  }
   for (const UnitId& unit : row.units) {
     if (!units_.contains(unit)) {  // 3
       Violation(absl::StrCat("invariant 3: batch ", row.step, " names unit ",
@@ -93,6 +111,7 @@ void Checker::Check(const StepRow& row) {
         return Violation(absl::StrCat("invariant 3: ", what,
                                       " without unit ", id.ToString()));
       }
+      used_in_[id] = row.step;
       if (!streaming(row.stage) && !trained_.insert(id).second) {  // 2
         Violation(absl::StrCat("invariant 2: unit ", id.ToString(),
                                " is in two steps"));
@@ -110,16 +129,15 @@ void Checker::Check(const StepRow& row) {
       Violation(absl::StrCat("invariant 3: ", what, ": not its batch"));
     }
   }
-  if (variant_.schedule != kSchedules - 1) {  // 9, 15
+  if (variant_.schedule != kSchedules - 1 && failed_.empty()) {  // 9, 15
     auto expected = oracle_.weights.find({row.stage, row.step});
     if (expected == oracle_.weights.end() ||
         expected->second != row.weight_hash) {
       Violation(absl::StrCat("invariant 15: ", what,
                              ": weights differ from the undisturbed run"));
     }
-    return;
   }
-  // Streaming: the weights are the fold over the recorded batches.
+  // In every mode the weights are the fold over the recorded batches.
   if (row.step == 1) {
     const int32_t before = plan_.PolicyStageBefore(row.stage);
     fold_[row.stage] = FreshState(before < 0 || steps_[before].empty()
@@ -185,6 +203,35 @@ void Checker::Check(const CheckpointRemovedRow& row) {
   }
 }
 
+void Checker::Check(const SegmentRemovedRow& row) {
+  for (const auto& [id, unit] : units_) {
+    if (unit.payload.segment != row.segment) {
+      continue;
+    }
+    bool needed = !done_.contains(id.stage);
+    const auto used = used_in_.find(id);
+    if (plan_.stage(id.stage).has_learner_steps() &&
+        (needed || used != used_in_.end())) {
+      // Training resumes from the second newest checkpoint at the earliest.
+      std::vector<int64_t> steps;
+      for (const auto& [key, checkpoint] : checkpoints_) {
+        if (key.first == id.stage) {
+          steps.push_back(key.second);
+        }
+      }
+      needed = used == used_in_.end() || steps.size() < 2 ||
+               used->second > steps[steps.size() - 2];
+    }
+    if (needed) {  // 12
+      Violation(absl::StrCat("rule 20: segment ", row.segment,
+                             " is deleted, but a restart may need unit ",
+                             id.ToString()));
+    }
+  }
+}
+
+void Checker::Check(const UnitFailedRow& row) { failed_.insert(row.id); }
+
 void Checker::Check(const GenerationRow& row) {
   if (row.generation.value <= generation_) {
     Violation(absl::StrCat("invariant 7: generation ", row.generation.value,
@@ -196,6 +243,9 @@ void Checker::Check(const GenerationRow& row) {
 void Checker::Check(const StageRow& row) {
   if (plan_.stage(row.stage).total_steps == 0) {
     plan_.SetTotalSteps(row.stage, row.total_steps);
+  }
+  if (row.state == "done") {
+    done_.insert(row.stage);
   }
 }
 

@@ -49,6 +49,8 @@ class Checker {
   void Check(const VersionRow& row);
   void Check(const CheckpointRow& row);
   void Check(const CheckpointRemovedRow& row);
+  void Check(const SegmentRemovedRow& row);
+  void Check(const UnitFailedRow& row);
   void Check(const GenerationRow& row);
   void Check(const StageRow& row);
   template <typename Row>
@@ -69,7 +71,10 @@ class Checker {
   std::set<UnitId> trained_;
   std::map<int32_t, std::vector<StepRow>> steps_;
   std::map<std::pair<int32_t, int64_t>, CheckpointRow> checkpoints_;
-  std::map<int32_t, TrainerState> fold_;  // streaming: after the last step
+  std::map<int32_t, TrainerState> fold_;  // after the last step
+  std::map<UnitId, int64_t> used_in_;  // trained or dropped by which step
+  std::set<int32_t> done_;             // stages
+  std::set<UnitId> failed_;            // given up
 };
 
 }  // namespace cox::sim

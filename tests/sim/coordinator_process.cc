@@ -1,5 +1,6 @@
 #include "tests/sim/coordinator_process.h"
 
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,6 +17,9 @@ class SimLedger : public LedgerStore {
   SimLedger(World& world, std::unique_ptr<LedgerStore> ledger)
       : world_(world), ledger_(std::move(ledger)) {}
   Epoch epoch() const override { return ledger_->epoch(); }
+  int64_t last_transaction() const override {
+    return ledger_->last_transaction();
+  }
   absl::Status CheckFence() override { return ledger_->CheckFence(); }
   absl::Status Commit(const std::vector<LedgerRow>& rows) override {
     const absl::Status allowed = world_.CommitAllowed();
@@ -55,8 +59,17 @@ absl::Status CoordinatorProcess::Open() {
                        SegmentStore::Open(world_.fs,
                                           {.dir = "/run/segments",
                                            .segment_bytes = 512},
-                                          state.units));
+                                          state.units,
+                                          state.removed_segments,
+                                          ledger->last_transaction()));
+  std::set<int32_t> gone;
+  for (const SegmentRemovedRow& row : state.removed_segments) {
+    gone.insert(row.segment);
+  }
   for (const UnitRow& row : state.units) {  // 4
+    if (gone.contains(row.payload.segment)) {
+      continue;
+    }
     COX_RETURN_IF_ERROR(segments->Read(row.payload, row.sha256).status());
   }
   CoreOptions options;
@@ -66,6 +79,9 @@ absl::Status CoordinatorProcess::Open() {
   options.reward_model = world_.variant.stages == 2;
   options.audit_fraction = world_.audit ? 1 : 0;
   options.poison_after = world_.poison_after;
+  options.give_up_after = world_.poison.has_value() ? 3 : 0;
+  options.payloads.bytes = world_.payload_bytes;
+  options.history_steps = 0;  // as little as the rules allow
   options.rules = world_.rules.core;
   COX_ASSIGN_OR_RETURN(
       auto core,
@@ -158,6 +174,11 @@ void CoordinatorProcess::ScheduleWake() {
             RunTurn();
           }
         });
+}
+
+absl::StatusOr<std::string> CoordinatorProcess::MakePlaceholder(
+    const UnitId& unit, const std::string& policy_hash, int64_t version_step) {
+  return PlaceholderOf(unit, policy_hash, version_step);
 }
 
 void CoordinatorProcess::OnEffect(CoordinatorCore& core,

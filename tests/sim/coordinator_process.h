@@ -72,6 +72,9 @@ class CoordinatorProcess : public Process, public EffectHandler {
 
   void OnEffect(CoordinatorCore& core, const Effect& effect) override;
   void OnTick(CoordinatorCore&) override {}
+  absl::StatusOr<std::string> MakePlaceholder(const UnitId& unit,
+                                              const std::string& policy_hash,
+                                              int64_t version_step) override;
 
  protected:
   void OnStart() override;

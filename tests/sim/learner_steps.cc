@@ -324,7 +324,7 @@ void LearnerProcess::Retain(int64_t /*step*/) {
         }
         for (const std::string& folder : *surplus) {
           // What stays behind costs space only.
-          static_cast<void>(world_.fs.RemoveAll(folder));
+          static_cast<void>(RemoveCheckpoint(world_.fs, folder));
         }
         if (!world_.AfterDiskUse(*this)) {
           Done();

@@ -146,6 +146,12 @@ std::string UnitPayload(const RunPlan& plan, const UnitId& unit,
   return text;
 }
 
+std::string PlaceholderOf(const UnitId& unit, const std::string& weights,
+                          int64_t version_step) {
+  return absl::StrCat(unit.ToString(), " ", weights, " ", version_step,
+                      " failed");
+}
+
 void TrainerState::Step(const std::string& batch_sha256, int64_t stray) {
   const std::string input =
       absl::StrCat(weights, moments, batch_sha256, stray);

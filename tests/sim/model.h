@@ -34,6 +34,10 @@ constexpr int64_t kRewardModelSteps = 2;
 std::string UnitPayload(const RunPlan& plan, const UnitId& unit,
                         const std::string& weights, int64_t attempt);
 
+// What stands for a unit that is given up.
+std::string PlaceholderOf(const UnitId& unit, const std::string& weights,
+                          int64_t version_step);
+
 // A trainer's whole state.
 struct TrainerState {
   std::string weights;  // as a content hash

@@ -50,6 +50,8 @@ std::span<const Mutation> Mutations() {
        [](Rules& r) { r.lineage.row_after_write = false; }},
       {"20", "checkpoints are deleted too early",
        [](Rules& r) { r.core.keep_two_checkpoints = false; }},
+      {"20b", "payloads are deleted that a restart needs",
+       [](Rules& r) { r.core.keep_needed_payloads = false; }},
   };
   return kMutations;
 }

@@ -20,6 +20,8 @@ TEST(Simulation, TenThousandSchedulesKeepTheInvariantsAndFinish) {
   EXPECT_EQ(result.schedules, 10000);
   // A fault that no longer reaches a state would be a silent loss.
   EXPECT_THAT(result.coverage.Missing(), IsEmpty());
+  EXPECT_GT(result.failed_units, 1000);
+  EXPECT_GT(result.removed_segments, 1000);
 }
 
 TEST(Simulation, ASeedIsReplayedExactly) {

@@ -293,6 +293,9 @@ void ActorProcess::Generate(LocalLease lease) {
   After(world_.Jitter(60 * kMs, 350 * kMs), [this, lease] {
     busy_ = false;
     Work& work = work_[lease];
+    if (work.grant.unit == world_.poison) {
+      return Kill("a poison unit");
+    }
     work.payload = UnitPayload(
         world_.plan, work.grant.unit, held_hash_,
         world_.rules.seed_by_place ? 0 : work.grant.attempt);

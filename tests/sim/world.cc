@@ -110,6 +110,7 @@ World::World(const SimOptions& options)
   audit = rng.NextBelow(4) == 0 && variant.schedule != kSchedules - 1;
   poison_after = rng.NextBelow(2) == 0 ? 2 : 0;
   faults_ = DrawFaults(rng);
+  DrawMore();
   disk.fenced = rules.fence;
   disk.synced = rules.synced_ledger;
   COX_CHECK(fs.MakeDirs("/run").ok() && fs.SyncDir("/").ok());
@@ -128,6 +129,28 @@ World::World(const SimOptions& options)
 }
 
 World::~World() = default;
+
+// From random numbers of its own, so that the schedules of earlier seeds stay
+// what they were where it draws nothing.
+void World::DrawMore() {
+  CounterRng more(options_.seed, "retention");
+  if (more.NextBelow(2) == 0) {
+    payload_bytes = more.NextBelow(2) == 0 ? 0 : 1000;
+  }
+  if (more.NextBelow(4) == 0) {
+    const auto of = static_cast<int32_t>(
+        more.NextBelow(static_cast<uint64_t>(plan.num_stages())));
+    const StagePlan& stage = plan.stage(of);
+    if (stage.has_units()) {
+      poison = UnitId{
+          of,
+          1 + static_cast<int64_t>(more.NextBelow(
+                  static_cast<uint64_t>(stage.total_steps))),
+          static_cast<int32_t>(more.NextBelow(
+              static_cast<uint64_t>(stage.units_per_step())))};
+    }
+  }
+}
 
 Ns World::Jitter(Ns from, Ns to) {
   return from + static_cast<Ns>(rng.NextBelow(
@@ -446,6 +469,8 @@ SimResult World::Run() {
   for (const StepRow& row : disk.state.steps) {
     result.final_weights = row.weight_hash;
   }
+  result.failed_units = disk.state.failed_units.size();
+  result.removed_segments = disk.state.removed_segments.size();
   result.coverage = coverage_;
   result.events = loop.events();
   result.virtual_time = loop.now();

@@ -75,6 +75,8 @@ struct SimResult {
   std::vector<Fault> faults;
   std::vector<std::string> last_events;  // with `trace`
   std::string final_weights;
+  size_t failed_units = 0;  // given up: the weights are others
+  size_t removed_segments = 0;
   Coverage coverage;
   int64_t events = 0;
   Ns virtual_time = 0;
@@ -103,6 +105,8 @@ class World {
   bool checkpoint_beside = false;
   bool audit = false;        // every unit is computed twice
   int32_t poison_after = 0;
+  std::optional<UnitId> poison;         // kills whoever computes it
+  uint64_t payload_bytes = UINT64_MAX;  // retention
 
   // --- Messages: `deliver` runs at `to` after the network's time, or never,
   // or twice. `incarnation` -1 = whoever lives then.
@@ -137,6 +141,7 @@ class World {
     bool power = false;
     FaultKind kind = FaultKind::kPowerLoss;
   };
+  void DrawMore();
   void Arm();
   void Apply(const Fault& fault);
   void Hit(FaultKind kind);
