@@ -118,6 +118,20 @@ void NcclWorld::ExpectExit(int rank, int code) {
   EXPECT_EQ(exit.code, code) << "rank " << rank;
 }
 
+void NcclWorld::ExpectNobodyMeets() {
+  int in_time = 0;
+  for (int rank = 0; rank < size_; ++rank) {
+    const ChildExit exit = WaitChild(pid(rank), kSoon);
+    ASSERT_TRUE(exit.exited) << "rank " << rank << " hangs";
+    EXPECT_TRUE(exit.signal == 0 && (exit.code == kNoGroupInTime ||
+                                     exit.code == kNoGroup))
+        << "rank " << rank << ": code " << exit.code << ", signal "
+        << exit.signal;
+    in_time += exit.code == kNoGroupInTime ? 1 : 0;
+  }
+  EXPECT_GE(in_time, 1);
+}
+
 void NcclWorld::ExpectKilled(int rank) {
   const ChildExit exit = WaitChild(pid(rank), kSoon);
   ASSERT_TRUE(exit.exited) << "rank " << rank << " hangs";

@@ -67,6 +67,9 @@ class NcclWorld {
   void StartAll(const Settings& settings, const Body& body);
   pid_t pid(int rank) const { return pids_[static_cast<size_t>(rank)]; }
   void ExpectExit(int rank, int code);
+  // Every rank ends without a group, the first ones because the time is over;
+  // their end may reach the others as an error before their own deadline.
+  void ExpectNobodyMeets();
   void ExpectKilled(int rank);
   void ExpectAllExit(int code);
   // What the fakes found wrong, a line each.
