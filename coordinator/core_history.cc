@@ -40,8 +40,9 @@ void CoordinatorCore::ForgetHistory() {
   for (; begin < end; ++begin) {
     const int64_t step = begin + 1;
     StepRow& row = steps_[current_][static_cast<size_t>(step - 1)];
-    row.batch_sha256 = std::string();
-    row.weight_hash = std::string();
+    // An assignment would keep the memory.
+    std::string().swap(row.batch_sha256);
+    std::string().swap(row.weight_hash);
     // What the best checkpoint is measured by stays.
     if (!checkpoints_.contains({current_, step})) {
       row.metrics = MetricList();
