@@ -27,8 +27,8 @@ class ControlServiceImpl final
                                   const cox::v1::ScaleRequest* request,
                                   cox::v1::ControlResponse* response) override;
   // From two steps after the last commit on, for all ranks alike; recorded, so
-  // that a replay uses it. FAILED_PRECONDITION: stage ppo is not running, or the
-  // run was started without a KL penalty.
+  // that a replay uses it. FAILED_PRECONDITION: stage ppo is not running, or
+  // the run was started without a KL penalty.
   grpc::ServerUnaryReactor* SetKlCoef(
       grpc::CallbackServerContext* context,
       const cox::v1::SetKlCoefRequest* request,
