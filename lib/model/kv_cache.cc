@@ -63,21 +63,7 @@ float* KvCache::values(int64_t layer, int64_t slot) {
 }
 
 at::Tensor PrefillAttention::Self(const Input& input) {
-  int64_t row = 0;
-  for (size_t first = 0; first < lengths().size();) {
-    KvCache::Block block;
-    block.layer = input.layer;
-    block.first_slot = static_cast<int64_t>(first);
-    block.length = lengths()[first];
-    while (first < lengths().size() && lengths()[first] == block.length) {
-      ++first;
-      ++block.count;
-    }
-    const int64_t rows = block.count * block.length;
-    cache_->Fill(block, input.k.narrow(0, row, rows),
-                 input.v.narrow(0, row, rows));
-    row += rows;
-  }
+  FillPacked(cache_, input.layer, lengths(), input.k, input.v);
   return PackedAttention::Self(input);
 }
 

@@ -2,8 +2,9 @@
 #define COX_LIB_MODEL_KV_CACHE_H_
 
 // Keys and values of growing sequences, and the attention backends that fill
-// and read them. Float32, also for bfloat16 rows. A slot's result depends on that slot alone: prefill
-// works on unpadded sequences, decoding on each slot's own length.
+// and read them. Float32, also for bfloat16 rows. A slot's result depends on
+// that slot alone: prefill works on unpadded sequences, decoding on each slot's
+// own length.
 
 #include <cstdint>
 #include <vector>
@@ -42,6 +43,29 @@ class KvCache {
   CacheShape shape_;
   std::vector<at::Tensor> keys_, values_;
 };
+
+// Fills slots 0, 1, ... of `cache`, which has KvCache's Fill, with packed
+// sequences: neighbours of one length at once. k, v [sum of lengths, kv_heads *
+// head_dim].
+template <typename Cache>
+void FillPacked(Cache* cache, int64_t layer,
+                const std::vector<int64_t>& lengths, const at::Tensor& k,
+                const at::Tensor& v) {
+  int64_t row = 0;
+  for (size_t first = 0; first < lengths.size();) {
+    KvCache::Block block;
+    block.layer = layer;
+    block.first_slot = static_cast<int64_t>(first);
+    block.length = lengths[first];
+    while (first < lengths.size() && lengths[first] == block.length) {
+      ++first;
+      ++block.count;
+    }
+    const int64_t rows = block.count * block.length;
+    cache->Fill(block, k.narrow(0, row, rows), v.narrow(0, row, rows));
+    row += rows;
+  }
+}
 
 // What the slots of an encoder-decoder attend to. Slots with equal
 // instructions share a memory: it is encoded and projected once.
