@@ -17,10 +17,9 @@
 #include "lib/base/fs.h"
 #include "lib/base/hash.h"
 #include "lib/base/process.h"
-#include "lib/base/rng.h"
 #include "lib/base/thread.h"
 #include "lib/comm/collective.h"
-#include "lib/comm/tree_sum.h"
+#include "tests/comm/rank_checks.h"
 #include "tests/testing/status_matchers.h"
 #include "tests/testing/temp_dir.h"
 
@@ -31,27 +30,7 @@ using ::cox::testing::IsOkAndHolds;
 using ::cox::testing::StatusIs;
 using ::cox::testing::TempDir;
 
-// Far below any group timeout used here except where stated: what takes longer
-// has hung.
-constexpr absl::Duration kSoon = absl::Seconds(30);
 constexpr absl::Duration kGroupTimeout = absl::Minutes(10);
-
-#define CHILD_CHECK(condition)                                              \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);  \
-      return 1;                                                             \
-    }                                                                       \
-  } while (false)
-#define CHILD_CHECK_OK(expr)                                          \
-  do {                                                                \
-    const absl::Status child_status = (expr);                         \
-    if (!child_status.ok()) {                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__,         \
-                   child_status.ToString().c_str());                  \
-      return 1;                                                       \
-    }                                                                 \
-  } while (false)
 
 // A world whose store listens on a port that the kernel chose.
 class World {
@@ -123,64 +102,8 @@ class World {
   std::vector<pid_t> pids_;
 };
 
-std::vector<float> RankData(int rank, size_t n) {
-  CounterRng rng(static_cast<uint64_t>(rank), "gloo");
-  std::vector<float> data(n);
-  for (float& x : data) x = static_cast<float>(rng.NextUniform() - 0.5);
-  return data;
-}
-
-std::vector<float> TreeOfRanks(int world, size_t n) {
-  std::vector<std::vector<float>> data;
-  std::vector<std::span<float>> parts;
-  for (int rank = 0; rank < world; ++rank) data.push_back(RankData(rank, n));
-  for (auto& part : data) parts.emplace_back(part);
-  TreeSum<float>(parts);
-  return data[0];
-}
-
 // More than one segment, and not a multiple of one.
 constexpr size_t kElements = (size_t{5} << 19) + 7;
-
-int RunAllCollectives(Collective& comm, const std::string& out_path) {
-  const int world = comm.world_size();
-  std::vector<float> data = RankData(comm.rank(), kElements);
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<float>(data)));
-  const std::vector<float> expected = TreeOfRanks(world, kElements);
-  CHILD_CHECK(data == expected);
-  std::vector<float> few = RankData(comm.rank(), 1001);
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<float>(few)));
-  CHILD_CHECK(std::equal(few.begin(), few.end(), expected.begin()));
-  std::vector<double> wide = {1.0 + comm.rank(), 1e-300};
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<double>(wide)));
-  CHILD_CHECK(wide[0] == world * (world + 1) / 2.0);
-
-  // Block r of everybody is elements [r * n, r * n + n) of its data.
-  const size_t share = kElements / static_cast<size_t>(world);
-  const std::vector<float> raw = RankData(comm.rank(), kElements);
-  std::vector<float> block(share);
-  CHILD_CHECK_OK(comm.ReduceScatterSum(
-      std::span(raw).first(share * static_cast<size_t>(world)), block));
-  CHILD_CHECK(std::equal(
-      block.begin(), block.end(),
-      expected.begin() + static_cast<std::ptrdiff_t>(share) * comm.rank()));
-
-  std::vector<int32_t> mine(kElements, comm.rank());
-  std::vector<int32_t> all(kElements * static_cast<size_t>(world));
-  CHILD_CHECK_OK(comm.AllGather(std::as_bytes(std::span(mine)),
-                                std::as_writable_bytes(std::span(all))));
-  for (size_t i = 0; i < all.size(); ++i) {
-    CHILD_CHECK(static_cast<size_t>(all[i]) == i / kElements);
-  }
-  CHILD_CHECK_OK(
-      comm.Broadcast(std::as_writable_bytes(std::span(mine)), world - 1));
-  CHILD_CHECK(mine.front() == world - 1 && mine.back() == world - 1);
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<float>()));
-  CHILD_CHECK_OK(comm.Barrier());
-  CHILD_CHECK_OK(WriteFileDurably(
-      Fs::Real(), out_path, Sha256Hex(std::as_bytes(std::span(data)))));
-  return 0;
-}
 
 class GlooWorldTest : public ::testing::TestWithParam<int> {};
 
@@ -191,7 +114,7 @@ TEST_P(GlooWorldTest, CollectivesAreExactOnAllRanks) {
   const auto path = [&dir](int rank) { return dir.Join(absl::StrCat(rank)); };
   for (int rank = 0; rank < size; ++rank) {
     world.Start(rank, kGroupTimeout, [&path, rank](Collective& comm) {
-      return RunAllCollectives(comm, path(rank));
+      return RunAllCollectives(comm, kElements, path(rank));
     });
   }
   for (int rank = 0; rank < size; ++rank) world.ExpectExit(rank, 0);

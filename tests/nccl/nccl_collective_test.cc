@@ -21,44 +21,6 @@ constexpr size_t kElements = 5 * 1024 + 7;
 const std::map<std::string, std::string> kShaken = {
     {"COX_FAKE_CUDA_DELAY_US", "300"}, {"COX_FAKE_NCCL_LATE_US", "100"}};
 
-int RunAllCollectives(NcclCollective& comm, const std::string& dir) {
-  const int world = comm.world_size();
-  const auto rank = static_cast<size_t>(comm.rank());
-  const std::vector<float> expected = TreeOfRanks(world, kElements);
-  std::vector<float> data = RankData(comm.rank(), kElements);
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<float>(data)));
-  CHILD_CHECK(data == expected);
-  std::vector<double> wide = {1.0 + comm.rank(), 1e-300};
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<double>(wide)));
-  CHILD_CHECK(wide[0] == world * (world + 1) / 2.0);
-
-  const size_t share = kElements / static_cast<size_t>(world);
-  const std::vector<float> raw = RankData(comm.rank(), kElements);
-  std::vector<float> block(share);
-  CHILD_CHECK_OK(comm.ReduceScatterSum(
-      std::span(raw).first(share * static_cast<size_t>(world)), block));
-  CHILD_CHECK(std::equal(block.begin(), block.end(),
-                         expected.begin() +
-                             static_cast<std::ptrdiff_t>(share * rank)));
-
-  std::vector<int32_t> mine(kElements, comm.rank());
-  std::vector<int32_t> all(kElements * static_cast<size_t>(world));
-  CHILD_CHECK_OK(comm.AllGather(std::as_bytes(std::span(mine)),
-                                std::as_writable_bytes(std::span(all))));
-  for (size_t i = 0; i < all.size(); ++i) {
-    CHILD_CHECK(static_cast<size_t>(all[i]) == i / kElements);
-  }
-  CHILD_CHECK_OK(
-      comm.Broadcast(std::as_writable_bytes(std::span(mine)), world - 1));
-  CHILD_CHECK(mine.front() == world - 1 && mine.back() == world - 1);
-  CHILD_CHECK_OK(comm.AllReduceSum(std::span<float>()));
-  CHILD_CHECK_OK(comm.Barrier());
-  CHILD_CHECK_OK(
-      WriteFileDurably(Fs::Real(), JoinPath(dir, absl::StrCat("sum-", rank)),
-                       Sha256Hex(std::as_bytes(std::span(data)))));
-  return 0;
-}
-
 class NcclWorldTest : public ::testing::TestWithParam<int> {};
 
 TEST_P(NcclWorldTest, CollectivesAreExactOnAllRanks) {
@@ -66,7 +28,9 @@ TEST_P(NcclWorldTest, CollectivesAreExactOnAllRanks) {
   NcclWorld::Settings settings;
   settings.env = kShaken;
   world.StartAll(settings, [&world](NcclCollective& comm) {
-    return RunAllCollectives(comm, world.dir());
+    return RunAllCollectives(
+        comm, kElements,
+        JoinPath(world.dir(), absl::StrCat("sum-", comm.rank())));
   });
   world.ExpectAllExit(0);
   EXPECT_EQ(world.Misuses(), "");
@@ -78,7 +42,9 @@ TEST_P(NcclWorldTest, TreeOrderDoesNotDependOnNcclsOwn) {
   NcclWorld::Settings settings;
   settings.env = {{"COX_FAKE_NCCL_ORDER", "ring"}};
   world.StartAll(settings, [&world](NcclCollective& comm) {
-    return RunAllCollectives(comm, world.dir());
+    return RunAllCollectives(
+        comm, kElements,
+        JoinPath(world.dir(), absl::StrCat("sum-", comm.rank())));
   });
   world.ExpectAllExit(0);
   EXPECT_EQ(world.Misuses(), "");

@@ -13,9 +13,7 @@
 #include "gtest/gtest.h"
 #include "lib/base/fs.h"
 #include "lib/base/process.h"
-#include "lib/base/rng.h"
 #include "lib/comm/id_store.h"
-#include "lib/comm/tree_sum.h"
 
 namespace cox {
 namespace {
@@ -144,22 +142,6 @@ void NcclWorld::ExpectAllExit(int code) {
 
 std::string NcclWorld::Misuses() const {
   return Fs::Real().ReadAll(dir_.Join("misuse")).value_or("");
-}
-
-std::vector<float> RankData(int rank, size_t n) {
-  CounterRng rng(static_cast<uint64_t>(rank), "nccl");
-  std::vector<float> data(n);
-  for (float& x : data) x = static_cast<float>(rng.NextUniform() - 0.5);
-  return data;
-}
-
-std::vector<float> TreeOfRanks(int world, size_t n) {
-  std::vector<std::vector<float>> data;
-  std::vector<std::span<float>> parts;
-  for (int rank = 0; rank < world; ++rank) data.push_back(RankData(rank, n));
-  for (auto& part : data) parts.emplace_back(part);
-  TreeSum<float>(parts);
-  return data[0];
 }
 
 }  // namespace cox

@@ -12,29 +12,10 @@
 #include <vector>
 
 #include "lib/comm/nccl.h"
+#include "tests/comm/rank_checks.h"
 #include "tests/testing/temp_dir.h"
 
 namespace cox {
-
-// Far above any timeout used here: what takes longer has hung.
-inline constexpr absl::Duration kSoon = absl::Seconds(30);
-
-#define CHILD_CHECK(condition)                                              \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);  \
-      return 1;                                                             \
-    }                                                                       \
-  } while (false)
-#define CHILD_CHECK_OK(expr)                                          \
-  do {                                                                \
-    const absl::Status child_status = (expr);                         \
-    if (!child_status.ok()) {                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__,         \
-                   child_status.ToString().c_str());                  \
-      return 1;                                                       \
-    }                                                                 \
-  } while (false)
 
 // Exit codes of a child whose group did not form.
 inline constexpr int kNoGroup = 100;       // ABORTED
@@ -82,11 +63,6 @@ class NcclWorld {
   int listen_fd_;
   std::vector<pid_t> pids_;
 };
-
-// Deterministic, with many bits, different on every rank.
-std::vector<float> RankData(int rank, size_t n);
-// What a sum over `world` ranks must leave (lib/comm/tree_sum.h).
-std::vector<float> TreeOfRanks(int world, size_t n);
 
 }  // namespace cox
 
