@@ -53,8 +53,7 @@ std::string Actor::Metrics() const {
   add("cox_actor_units_given_back_total", units_given_back_);
   add("cox_actor_tokens_generated_total", tokens_generated_);
   add("cox_actor_weight_swaps_total", swaps_);
-  absl::StrAppend(&text,
-                  "# TYPE cox_resident_bytes gauge\ncox_resident_bytes ",
+  absl::StrAppend(&text, "# TYPE cox_resident_bytes gauge\ncox_resident_bytes ",
                   ResidentBytes(), "\n");
   return text;
 }

@@ -90,10 +90,9 @@ bool IsPassing(const absl::Status& status) {
 Actor::Actor(ActorOptions options)
     : options_(std::move(options)),
       client_(AsActor(options_.coordinator)),
-      weight_service_(&store_, {.run_id = [this] {
-                                  return client_.caller().run_id;
-                                },
-                                .on_chunk = nullptr}) {}
+      weight_service_(&store_,
+                      {.run_id = [this] { return client_.caller().run_id; },
+                       .on_chunk = nullptr}) {}
 
 Actor::~Actor() = default;
 
@@ -134,12 +133,12 @@ absl::Status Actor::Start() {
                                          .advertise = options_.advertise,
                                          .tls = nullptr}));
   client_.set_own_address(server_->address());
-  COX_ASSIGN_OR_RETURN(http_, HttpServer::Start(
-                                  {.host = options_.http_host,
-                                   .port = options_.http_port,
-                                   .ready = nullptr,
-                                   .metrics = [this] { return Metrics(); },
-                                   .pages = {}}));
+  COX_ASSIGN_OR_RETURN(
+      http_, HttpServer::Start({.host = options_.http_host,
+                                .port = options_.http_port,
+                                .ready = nullptr,
+                                .metrics = [this] { return Metrics(); },
+                                .pages = {}}));
   COX_ASSIGN_OR_RETURN(v1::RegisterResponse run, client_.Register());
   COX_ASSIGN_OR_RETURN(PolicyEngineSet engine,
                        options_.setup_engine(EngineOptionsOf(run.config())));
@@ -155,15 +154,14 @@ absl::Status Actor::Start() {
     COX_ASSIGN_OR_RETURN(run, client_.Register());
   }
   // A lease counts from the sending of the request, the long poll included.
-  lease_wait_ =
-      std::min(options_.lease_wait,
-               absl::Seconds(run.config().limits().lease_s()) / 2);
+  lease_wait_ = std::min(options_.lease_wait,
+                         absl::Seconds(run.config().limits().lease_s()) / 2);
   sampling_ = ReadSampling(run);
   COX_RETURN_IF_ERROR(sampling_.sampling.Validate());
   COX_RETURN_IF_ERROR(FetchTokenizer(run));
-  rewards_ = std::make_unique<RewardClient>(RewardClientOptions{
-      .caller = [this] { return client_.caller(); },
-      .patience = options_.score_patience});
+  rewards_ = std::make_unique<RewardClient>(
+      RewardClientOptions{.caller = [this] { return client_.caller(); },
+                          .patience = options_.score_patience});
   heartbeater_ = std::make_unique<Heartbeater>(
       &client_, absl::Seconds(run.config().limits().heartbeat_s()),
       [this] { Stop(); });
@@ -182,9 +180,9 @@ absl::Status Actor::FetchTokenizer(const v1::RegisterResponse& run) {
   COX_ASSIGN_OR_RETURN(const FetchedFile file,
                        client_.FetchFile("tokenizer.json"));
   if (file.sha256 != run.tokenizer_sha256()) {
-    return absl::DataLossError(
-        absl::StrCat("tokenizer.json: expected SHA-256 ",
-                     run.tokenizer_sha256(), ", found ", file.sha256));
+    return absl::DataLossError(absl::StrCat("tokenizer.json: expected SHA-256 ",
+                                            run.tokenizer_sha256(), ", found ",
+                                            file.sha256));
   }
   COX_ASSIGN_OR_RETURN(tokenizer_, Tokenizer::FromJson(file.bytes));
   sampling_.tokenizer = tokenizer_;
@@ -212,9 +210,9 @@ absl::Status Actor::Work() {
         break;
       case ActorAction::Kind::kWait: {
         heartbeater_->SetState("waiting", "reward or assignment");
-        const absl::Duration wait =
-            action.wake.has_value() ? *action.wake - Clock::Real().Now()
-                                    : absl::Hours(1);
+        const absl::Duration wait = action.wake.has_value()
+                                        ? *action.wake - Clock::Real().Now()
+                                        : absl::Hours(1);
         MutexLock lock(&mutex_);
         changed_.WaitFor(mutex_, wait,
                          [this, seen]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
@@ -249,10 +247,10 @@ absl::Status Actor::LeaseUnits(int max_units) {
   MutexLock lock(&mutex_);
   const std::vector<LocalLease> leases = core_.OnLeased(sent, granted);
   // Leases that ended while ready leave their unit here.
-  std::erase_if(sources_, [this](const auto& entry)
-                              ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return !core_.Holds(entry.first, Clock::Real().Now());
-  });
+  std::erase_if(sources_,
+                [this](const auto& entry) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                  return !core_.Holds(entry.first, Clock::Real().Now());
+                });
   for (size_t i = 0; i < leases.size(); ++i) {
     const v1::LeasedUnit& unit = response.units(static_cast<int>(i));
     sources_[leases[i]] = unit;
@@ -286,9 +284,9 @@ absl::Status Actor::LoadWeights(const VersionSource& source) {
     heartbeater_->SetState(
         absl::StrCat("fetching policy ", source.version.ToString()),
         source.addresses.empty() ? "nobody" : source.addresses.front());
-    const TraceScope scope(
-        "broadcast", StepTrace(source.version.stage, source.version.step),
-        source.version.ToString());
+    const TraceScope scope("broadcast",
+                           StepTrace(source.version.stage, source.version.step),
+                           source.version.ToString());
     FetchOptions fetch;
     fetch.caller = client_.caller();
     // A new lease names new sources; nothing was generated yet.
@@ -301,8 +299,8 @@ absl::Status Actor::LoadWeights(const VersionSource& source) {
   const absl::Status loaded = engine_->Load(snapshot);
   if (!loaded.ok()) {
     // Verified weights that no engine takes: no retry will change that.
-    return absl::InternalError(absl::StrCat(
-        "load policy ", source.content_hash, ": ", loaded.ToString()));
+    return absl::InternalError(absl::StrCat("load policy ", source.content_hash,
+                                            ": ", loaded.ToString()));
   }
   if (HitFailpoint("actor.memory") == FailAction::kFlip) {
     const std::span<const std::byte> arena = snapshot->arena->bytes();
@@ -345,13 +343,12 @@ absl::Status Actor::Attest(const std::vector<float>& canary) {
   loaded_ = nullptr;
   store_.Keep({previous_hash_});
   heartbeater_->SetHeld(store_.Held());
-  const absl::Status told =
-      client_.ReportHeld(store_.Held(), server_->address(),
-                         std::string(sound.message()));
+  const absl::Status told = client_.ReportHeld(
+      store_.Held(), server_->address(), std::string(sound.message()));
   if (!told.ok()) LogWarning("ReportHeld", {{"error", told.ToString()}});
   if (++damaged_ >= kMaxDamaged) {
-    return absl::InternalError(absl::StrCat(
-        "weights were damaged ", damaged_, " times: ", sound.ToString()));
+    return absl::InternalError(absl::StrCat("weights were damaged ", damaged_,
+                                            " times: ", sound.ToString()));
   }
   return absl::UnavailableError(sound.ToString());
 }
@@ -527,11 +524,10 @@ void Actor::RenewLoop() {
       if (renewal.leases.empty()) {
         const uint64_t seen = changes_;
         const std::optional<MonoTime> next = core_.NextRenewal();
-        changed_.WaitFor(mutex_,
-                         next.has_value() ? *next - now : absl::Hours(1),
-                         [this, seen]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                           return changes_ != seen;
-                         });
+        changed_.WaitFor(
+            mutex_, next.has_value() ? *next - now : absl::Hours(1),
+            [this, seen]()
+                ABSL_NO_THREAD_SAFETY_ANALYSIS { return changes_ != seen; });
         continue;
       }
     }

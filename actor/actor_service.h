@@ -101,8 +101,7 @@ class Actor {
   void UseNewestReplicas(cox::v1::ScorePlan* plan) const;
   void RenewLoop();
   void AssignmentLoop();
-  void GiveBack(LocalLease lease, const UnitId& unit,
-                const absl::Status& why);
+  void GiveBack(LocalLease lease, const UnitId& unit, const absl::Status& why);
   void Leave();
   void Fail(const absl::Status& status);
   bool Holds(LocalLease lease) const;
@@ -125,8 +124,8 @@ class Actor {
   std::shared_ptr<const Tokenizer> tokenizer_;  // null: no text
   std::unique_ptr<PolicyEngine> engine_;        // Run()'s thread
 
-  std::string held_hash_;                       // Run()'s thread; in `engine_`
-  std::string previous_hash_;                   // Run()'s thread
+  std::string held_hash_;      // Run()'s thread; in `engine_`
+  std::string previous_hash_;  // Run()'s thread
   // Run()'s thread: what the engine computes with, and when it was last found
   // to be what its manifest says.
   std::shared_ptr<const Snapshot> loaded_;

@@ -30,9 +30,9 @@ bool WorthAnotherReplica(const absl::Status& status) {
          absl::IsFailedPrecondition(status);
 }
 
-void FillSequences(const ScoringWork& work, size_t begin, size_t end,
-                   google::protobuf::RepeatedPtrField<v1::ScoredSequence>*
-                       sequences) {
+void FillSequences(
+    const ScoringWork& work, size_t begin, size_t end,
+    google::protobuf::RepeatedPtrField<v1::ScoredSequence>* sequences) {
   for (size_t i = begin; i < end; ++i) {
     ToProto((*work.trajectories)[i], work.prompt_texts[i],
             work.response_texts[i], sequences->Add());
@@ -73,9 +73,8 @@ absl::Status RewardClient::CallAny(std::string_view method,
   }
   const Clock& clock = Clock::Real();
   const MonoTime start = clock.Now();
-  Backoff backoff({.initial = absl::Milliseconds(50),
-                   .maximum = absl::Seconds(2)},
-                  first);
+  Backoff backoff(
+      {.initial = absl::Milliseconds(50), .maximum = absl::Seconds(2)}, first);
   absl::Status last;
   std::optional<MonoTime> absent_since;  // since then nothing but UNAVAILABLE
   for (size_t n = 0;; ++n) {
@@ -83,9 +82,8 @@ absl::Status RewardClient::CallAny(std::string_view method,
     const std::string& address = addresses[(first + n) % addresses.size()];
     COX_ASSIGN_OR_RETURN(auto channel, ChannelTo(address));
     grpc::ClientContext context;
-    context.set_deadline(
-        std::chrono::system_clock::now() +
-        absl::ToChronoMicroseconds(LimitOf(method).deadline));
+    context.set_deadline(std::chrono::system_clock::now() +
+                         absl::ToChronoMicroseconds(LimitOf(method).deadline));
     AddTraceparent(&context);
     const grpc::Status status = attempt(channel, &context);
     if (status.ok()) return absl::OkStatus();
@@ -121,15 +119,15 @@ absl::Status RewardClient::Rewards(const std::vector<std::string>& addresses,
     FillSequences(work, part.begin, part.end, request.mutable_sequences());
     v1::ScoreResponse response;
     const size_t first = (*work.trajectories)[part.begin].prompt_id;
-    COX_RETURN_IF_ERROR(CallAny(
-        "RewardService.Score", addresses, absence, first, give_up,
-        [&](const std::shared_ptr<grpc::Channel>& channel,
-            grpc::ClientContext* context) {
-          ToProto(options_.caller(), request.mutable_caller());
-          response.Clear();
-          return v1::RewardService::NewStub(channel)->Score(context, request,
-                                                            &response);
-        }));
+    COX_RETURN_IF_ERROR(
+        CallAny("RewardService.Score", addresses, absence, first, give_up,
+                [&](const std::shared_ptr<grpc::Channel>& channel,
+                    grpc::ClientContext* context) {
+                  ToProto(options_.caller(), request.mutable_caller());
+                  response.Clear();
+                  return v1::RewardService::NewStub(channel)->Score(
+                      context, request, &response);
+                }));
     if (static_cast<size_t>(response.scores_size()) != part.end - part.begin) {
       return absl::DataLossError(
           absl::StrCat("Score: expected ", part.end - part.begin,
@@ -154,16 +152,16 @@ absl::Status RewardClient::References(
     FillSequences(work, part.begin, part.end, request.mutable_sequences());
     v1::LogprobsResponse response;
     const size_t first = (*work.trajectories)[part.begin].prompt_id + 1;
-    COX_RETURN_IF_ERROR(CallAny(
-        "ReferenceService.Logprobs", addresses, options_.absence, first,
-        give_up,
-        [&](const std::shared_ptr<grpc::Channel>& channel,
-            grpc::ClientContext* context) {
-          ToProto(options_.caller(), request.mutable_caller());
-          response.Clear();
-          return v1::ReferenceService::NewStub(channel)->Logprobs(
-              context, request, &response);
-        }));
+    COX_RETURN_IF_ERROR(
+        CallAny("ReferenceService.Logprobs", addresses, options_.absence, first,
+                give_up,
+                [&](const std::shared_ptr<grpc::Channel>& channel,
+                    grpc::ClientContext* context) {
+                  ToProto(options_.caller(), request.mutable_caller());
+                  response.Clear();
+                  return v1::ReferenceService::NewStub(channel)->Logprobs(
+                      context, request, &response);
+                }));
     if (static_cast<size_t>(response.sequences_size()) !=
         part.end - part.begin) {
       return absl::DataLossError(
@@ -203,8 +201,7 @@ absl::Status RewardClient::ScoreUnit(const v1::ScorePlan& plan,
   if (reward.ok() && foreign && plan.gold() && !ours.empty()) {
     // A server of the user's own knows nothing of our gold part.
     request.clear_reward_hash();
-    reward =
-        Rewards(ours, options_.absence, request, work, give_up, &gold);
+    reward = Rewards(ours, options_.absence, request, work, give_up, &gold);
   }
   other.Join();
   COX_RETURN_IF_ERROR(reward);
@@ -217,8 +214,7 @@ absl::Status RewardClient::ScoreUnit(const v1::ScorePlan& plan,
     }
     COX_RETURN_IF_ERROR(ApplyScore(scores[i], &(*work.trajectories)[i]));
     if (!logprobs.empty()) {
-      COX_RETURN_IF_ERROR(
-          ApplyLogprobs(logprobs[i], &(*work.trajectories)[i]));
+      COX_RETURN_IF_ERROR(ApplyLogprobs(logprobs[i], &(*work.trajectories)[i]));
     }
   }
   return absl::OkStatus();

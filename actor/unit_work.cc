@@ -36,11 +36,9 @@ GenerateRequest MakeGenerateRequest(const UnitWork& work,
   request.sampling = sampling.sampling;
   request.stop_strings = sampling.stop_strings;
   request.tokenizer = sampling.tokenizer;
-  const bool instructions =
-      std::any_of(work.prompts.begin(), work.prompts.end(),
-                  [](const PromptInput& p) {
-                    return !p.instruction_ids.empty();
-                  });
+  const bool instructions = std::any_of(
+      work.prompts.begin(), work.prompts.end(),
+      [](const PromptInput& p) { return !p.instruction_ids.empty(); });
   for (const PromptInput& prompt : work.prompts) {
     for (int32_t k = 0; k < work.samples_per_prompt; ++k) {
       request.prompts.push_back(prompt.ids);

@@ -48,8 +48,8 @@ double CpuSeconds() {
 std::string WholeHash(const Snapshot& snapshot) {
   const auto bytes = snapshot.arena->bytes();
   std::string hex;
-  for (const char c : Xxh3_128(
-           {reinterpret_cast<const char*>(bytes.data()), bytes.size()})) {
+  for (const char c :
+       Xxh3_128({reinterpret_cast<const char*>(bytes.data()), bytes.size()})) {
     char digits[3];
     std::snprintf(digits, sizeof(digits), "%02x",
                   static_cast<unsigned>(static_cast<unsigned char>(c)));
@@ -171,8 +171,8 @@ absl::StatusOr<Manifest> LayoutFor(const BroadcastFlags& flags) {
   constexpr int64_t kTensor = 4'000'000;
   std::vector<std::pair<std::string, std::vector<int64_t>>> tensors;
   for (int64_t left = flags.bytes / 4; left > 0; left -= kTensor) {
-    tensors.push_back({absl::StrCat("t", tensors.size()),
-                       {std::min(left, kTensor)}});
+    tensors.push_back(
+        {absl::StrCat("t", tensors.size()), {std::min(left, kTensor)}});
   }
   return LayOut("policy", "{}", DType::kF32, tensors);
 }
@@ -220,8 +220,7 @@ absl::Status OneRun(const Manifest& layout, uint64_t seed,
     double fetched = 0, swapped = 0, cpu = 0;
     words >> ok >> fetched >> swapped >> cpu >> hash;
     if (ok != "ok") return absl::InternalError(answers[i]);
-    figures->identical = figures->identical &&
-                         hash == snapshot->content_hash &&
+    figures->identical = figures->identical && hash == snapshot->content_hash &&
                          receivers[i]->Line() == WholeHash(*snapshot);
     slowest = std::max(slowest, fetched);
     swap = std::max(swap, swapped);
@@ -242,9 +241,9 @@ absl::Status Measure(const BroadcastFlags& flags, int count,
                      BenchReport& report, bool* ok) {
   COX_ASSIGN_OR_RETURN(const Manifest layout, LayoutFor(flags));
   SnapshotStore store;
-  WeightServiceImpl service(&store,
-                            {.run_id = [] { return std::string("bench"); },
-                             .on_chunk = nullptr});
+  WeightServiceImpl service(
+      &store,
+      {.run_id = [] { return std::string("bench"); }, .on_chunk = nullptr});
   COX_ASSIGN_OR_RETURN(const auto server,
                        RpcServer::Start({.services = {&service}}));
   std::vector<std::unique_ptr<Receiver>> receivers;
@@ -263,9 +262,9 @@ absl::Status Measure(const BroadcastFlags& flags, int count,
        ++run) {
     if (run == 0) before = service.bytes_sent();
     WaitIdle(flags.common.wait_idle_s);
-    status = OneRun(layout, flags.common.seed + static_cast<uint64_t>(run + 1),
-                    path, &store, *server, receivers,
-                    run < 0 ? &warm : &figures, &use);
+    status =
+        OneRun(layout, flags.common.seed + static_cast<uint64_t>(run + 1), path,
+               &store, *server, receivers, run < 0 ? &warm : &figures, &use);
     if (run >= 0 && status.ok()) report.AddRun(use);
   }
   static_cast<void>(Fs::Real().RemoveAll(path));

@@ -59,8 +59,7 @@ bool StreamOnce() {
   socklen_t size = sizeof(address);
   auto* generic = reinterpret_cast<sockaddr*>(&address);
   if (listener < 0 || bind(listener, generic, sizeof(address)) != 0 ||
-      listen(listener, 1) != 0 ||
-      getsockname(listener, generic, &size) != 0) {
+      listen(listener, 1) != 0 || getsockname(listener, generic, &size) != 0) {
     if (listener >= 0) close(listener);
     return false;
   }
@@ -143,9 +142,10 @@ absl::Status Measure(const BenchModelFlags& flags, BenchReport& report) {
 
 int BenchCeilings(int argc, char** argv) {
   BenchModelFlags flags;
-  CLI::App app{"What this machine reaches: products in the model's shapes, "
-               "memory, loopback; for one thread and for all",
-               "cox bench ceilings"};
+  CLI::App app{
+      "What this machine reaches: products in the model's shapes, "
+      "memory, loopback; for one thread and for all",
+      "cox bench ceilings"};
   AddBenchModelFlags(app, flags);
   int exit_code = 0;
   if (!StartModelBench(app, argc, argv, flags, &exit_code)) return exit_code;

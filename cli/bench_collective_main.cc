@@ -1,6 +1,6 @@
-// cox-bench-collective: `cox bench collective`. A binary of its own because Gloo
-// needs LibTorch. Ranks are forked processes; this one only starts and reads
-// them, so that none inherits a LibTorch that already runs.
+// cox-bench-collective: `cox bench collective`. A binary of its own because
+// Gloo needs LibTorch. Ranks are forked processes; this one only starts and
+// reads them, so that none inherits a LibTorch that already runs.
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -50,7 +50,7 @@ struct RankReport {
   double cpu_s = 0;
   int64_t rss_bytes = 0;
   bool identical = false;  // all ranks' results; last report only
-  int code = 0;  // absl::StatusCode
+  int code = 0;            // absl::StatusCode
   char error[600] = {};
 };
 
@@ -94,8 +94,8 @@ class Subject {
     COX_RETURN_IF_ERROR(
         CudaStatus(cuda, "set device", cuda.set_device(device_->device())));
     for (void** memory : {&device_in_, &device_out_}) {
-      COX_RETURN_IF_ERROR(CudaStatus(
-          cuda, "device memory", cuda.malloc(memory, Bytes())));
+      COX_RETURN_IF_ERROR(
+          CudaStatus(cuda, "device memory", cuda.malloc(memory, Bytes())));
     }
     COX_RETURN_IF_ERROR(CudaStatus(cuda, "page-locked memory",
                                    cuda.malloc_host(&pinned_, Bytes())));
@@ -114,8 +114,8 @@ class Subject {
     const CudaApi& cuda = device_->cuda();
     COX_RETURN_IF_ERROR(CudaStatus(
         cuda, "copy",
-        cuda.memcpy_async(in_place ? device_out_ : device_in_, pinned_,
-                          Bytes(), CudaCopy::kHostToDevice, stream_)));
+        cuda.memcpy_async(in_place ? device_out_ : device_in_, pinned_, Bytes(),
+                          CudaCopy::kHostToDevice, stream_)));
     return CudaStatus(cuda, "copy", cuda.stream_synchronize(stream_));
   }
 
@@ -137,9 +137,10 @@ class Subject {
   absl::StatusOr<std::string> Check() {
     if (device_ != nullptr) {
       const CudaApi& cuda = device_->cuda();
-      COX_RETURN_IF_ERROR(CudaStatus(
-          cuda, "copy", cuda.memcpy_async(pinned_, device_out_, Bytes(),
-                                          CudaCopy::kDeviceToHost, stream_)));
+      COX_RETURN_IF_ERROR(
+          CudaStatus(cuda, "copy",
+                     cuda.memcpy_async(pinned_, device_out_, Bytes(),
+                                       CudaCopy::kDeviceToHost, stream_)));
       COX_RETURN_IF_ERROR(
           CudaStatus(cuda, "copy", cuda.stream_synchronize(stream_)));
       std::memcpy(out_.data(), pinned_, Bytes());
@@ -153,9 +154,8 @@ class Subject {
     }
     for (size_t i = 0; i < out_.size(); ++i) {
       if (out_[i] == Expected(i)) continue;
-      return absl::DataLossError(absl::StrCat("element ", i, ": expected ",
-                                              Expected(i), ", found ",
-                                              out_[i]));
+      return absl::DataLossError(absl::StrCat(
+          "element ", i, ": expected ", Expected(i), ", found ", out_[i]));
     }
     return Sha256Hex(std::as_bytes(std::span(out_)));
   }
@@ -302,7 +302,8 @@ absl::Status RunRank(const CollectiveBenchFlags& flags, const Place& place,
   COX_ASSIGN_OR_RETURN(const std::string hash, subject.Check());
   std::string all(hash.size() * static_cast<size_t>(place.world), '\0');
   COX_RETURN_IF_ERROR(comm->AllGather(
-      AsBytes(hash), std::as_writable_bytes(std::span(all.data(), all.size()))));
+      AsBytes(hash),
+      std::as_writable_bytes(std::span(all.data(), all.size()))));
   last->identical = true;
   for (size_t at = 0; at < all.size(); at += hash.size()) {
     last->identical &= all.compare(at, hash.size(), hash) == 0;
@@ -348,14 +349,14 @@ class RankProcesses {
       if (pid == 0) {
         InitProcess(/*die_with_parent=*/true);
         RankReport last;
-        const RunHooks hooks = {
-            [&start] {
-              char go = 0;
-              return read(start[0], &go, 1) == 1;
-            },
-            [&report](const RankReport& one) {
-              return write(report[1], &one, sizeof(one)) == sizeof(one);
-            }};
+        const RunHooks hooks = {[&start] {
+                                  char go = 0;
+                                  return read(start[0], &go, 1) == 1;
+                                },
+                                [&report](const RankReport& one) {
+                                  return write(report[1], &one, sizeof(one)) ==
+                                         sizeof(one);
+                                }};
         const absl::Status status = RunRank(flags, place, hooks, &last);
         last.code = static_cast<int>(status.code());
         std::snprintf(last.error, sizeof(last.error), "%s",
@@ -502,17 +503,16 @@ absl::Status MeasureLaunched(const CollectiveBenchFlags& flags,
   int run = -flags.common.warmup;
   RankReport last;
   BenchMeter meter;
-  const RunHooks hooks = {
-      [&meter] {
-        meter = BenchMeter();
-        return true;
-      },
-      [&](const RankReport& one) {
-        if (run++ < 0) return true;
-        report.AddRun(meter.Stop());
-        seconds.push_back(one.seconds);
-        return true;
-      }};
+  const RunHooks hooks = {[&meter] {
+                            meter = BenchMeter();
+                            return true;
+                          },
+                          [&](const RankReport& one) {
+                            if (run++ < 0) return true;
+                            report.AddRun(meter.Stop());
+                            seconds.push_back(one.seconds);
+                            return true;
+                          }};
   COX_RETURN_IF_ERROR(RunRank(flags, place, hooks, &last));
   Fill(flags, place.world, seconds, last.identical, report);
   *code = last.identical ? kExitDone : kExitCheckFailed;
@@ -571,9 +571,8 @@ int Main(int argc, char** argv) {
   if (!ApplyBenchFlags(flags.common)) return kExitUsage;
   if (flags.backend != "nccl" &&
       (flags.common.device == "cuda" || flags.launched)) {
-    std::fprintf(stderr, "cox bench collective: --device cuda and --launched "
-                         "need --backend nccl\n");
-    return kExitUsage;
+    return Fail(absl::InvalidArgumentError(
+        "--device cuda and --launched need --backend nccl"));
   }
   InitProcess(/*die_with_parent=*/false);
   int code = kExitDone;

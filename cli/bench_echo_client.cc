@@ -68,8 +68,7 @@ struct EchoState {
 
   bool Over() const { return Clock::Real().Now() >= end; }
   void Answered(const Message& sent, const Message& answer, MonoTime start) {
-    const double us =
-        absl::ToDoubleMicroseconds(Clock::Real().Now() - start);
+    const double us = absl::ToDoubleMicroseconds(Clock::Real().Now() - start);
     const bool same = sent.number() == answer.number() &&
                       answer.payload().size() == payload.size();
     MutexLock lock(&mutex);
@@ -100,18 +99,18 @@ void SendUnary(EchoState* state, Echo::Stub* stub) {
   call->request.set_number(state->next++);
   call->request.set_payload(state->payload);
   const MonoTime start = Clock::Real().Now();
-  stub->async()->Unary(
-      &call->context, &call->request, &call->response,
-      [state, stub, call, start](grpc::Status status) {
-        if (status.ok()) {
-          state->Answered(call->request, call->response, start);
-          if (!state->Over()) {
-            SendUnary(state, stub);
-            return;
-          }
-        }
-        state->Close(status);
-      });
+  stub->async()->Unary(&call->context, &call->request, &call->response,
+                       [state, stub, call, start](grpc::Status status) {
+                         if (status.ok()) {
+                           state->Answered(call->request, call->response,
+                                           start);
+                           if (!state->Over()) {
+                             SendUnary(state, stub);
+                             return;
+                           }
+                         }
+                         state->Close(status);
+                       });
 }
 
 class StreamSlot : public grpc::ClientBidiReactor<Message, Message> {
@@ -194,10 +193,9 @@ absl::StatusOr<EchoResult> RunEcho(const EchoOptions& options) {
     }
   }
   MutexLock lock(&state.mutex);
-  state.idle.WaitFor(state.mutex, absl::InfiniteDuration(),
-                     [&state]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                       return state.open == 0;
-                     });
+  state.idle.WaitFor(
+      state.mutex, absl::InfiniteDuration(),
+      [&state]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return state.open == 0; });
   COX_RETURN_IF_ERROR(state.failed);
   state.result.seconds = absl::ToDoubleSeconds(Clock::Real().Now() - start);
   return std::move(state.result);

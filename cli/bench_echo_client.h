@@ -12,17 +12,17 @@
 namespace cox {
 
 struct EchoOptions {
-  bool stream = false;   // one stream per slot instead of a call per message
-  int64_t payload = 0;   // bytes each way
-  int clients = 1;       // connections
-  int inflight = 1;      // messages under way per connection
+  bool stream = false;  // one stream per slot instead of a call per message
+  int64_t payload = 0;  // bytes each way
+  int clients = 1;      // connections
+  int inflight = 1;     // messages under way per connection
   double seconds = 5;
 };
 struct EchoResult {
   int64_t messages = 0;
   double seconds = 0;
   std::vector<double> rtt_us;
-  int64_t damaged = 0;   // answers that were not what was sent
+  int64_t damaged = 0;  // answers that were not what was sent
 };
 absl::StatusOr<EchoResult> RunEcho(const EchoOptions& options);
 

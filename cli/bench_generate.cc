@@ -52,8 +52,8 @@ absl::StatusOr<std::vector<Wave>> MakeWaves(const GenerateFlags& flags,
                                             const ModelConfig& config) {
   std::vector<std::vector<int32_t>> prompts;
   if (flags.prompts.empty()) {
-    prompts = RandomIds(flags.num_prompts, flags.prompt_tokens,
-                        config.vocab_size);
+    prompts =
+        RandomIds(flags.num_prompts, flags.prompt_tokens, config.vocab_size);
   } else {
     COX_ASSIGN_OR_RETURN(prompts, ReadIds(flags.prompts, "prompt_ids"));
     if (static_cast<int64_t>(prompts.size()) < flags.num_prompts) {
@@ -71,9 +71,9 @@ absl::StatusOr<std::vector<Wave>> MakeWaves(const GenerateFlags& flags,
   if (flags.eos_id >= 0) eos = {flags.eos_id};
   const int64_t rows = flags.num_prompts * flags.samples;
   if (!lengths.empty() && static_cast<int64_t>(lengths.size()) < rows) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(flags.lengths, ": expected ", rows, " lengths, found ",
-                     lengths.size()));
+    return absl::InvalidArgumentError(absl::StrCat(flags.lengths, ": expected ",
+                                                   rows, " lengths, found ",
+                                                   lengths.size()));
   }
   std::vector<Wave> waves;
   for (int64_t row = 0; row < rows; ++row) {
@@ -140,8 +140,8 @@ int64_t LongestOf(const Wave& wave) {
 
 // Least seconds of the wave's decode steps after prefill, and their work.
 double RooflineOf(const Wave& wave, const ModelConfig& config,
-                  const EngineOptions& options,
-                  const MachineCeilings& ceilings, BenchWork* total) {
+                  const EngineOptions& options, const MachineCeilings& ceilings,
+                  BenchWork* total) {
   double seconds = 0;
   for (int64_t t = 1; t < LongestOf(wave); ++t) {
     double rows = 0, pairs = 0;
@@ -176,8 +176,8 @@ absl::Status Dump(const GenerateFlags& flags, const Repeat& repeat) {
 // as scheduled.
 absl::StatusOr<bool> SelfCheck(const GenerateFlags& flags,
                                const BenchModel& model, PolicyEngine& engine,
-                               const EngineOptions& options,
-                               const Repeat& last, BenchReport& report) {
+                               const EngineOptions& options, const Repeat& last,
+                               BenchReport& report) {
   const Wave& wave = last.waves.front();
   COX_ASSIGN_OR_RETURN(const GenerateResult again,
                        engine.Generate(wave.request));
@@ -186,16 +186,15 @@ absl::StatusOr<bool> SelfCheck(const GenerateFlags& flags,
   bool lengths = true;
   for (const Wave& w : last.waves) {
     for (size_t r = 0; r < w.result.tokens.size(); ++r) {
-      const int64_t expected = w.request.lengths.empty()
-                                   ? flags.new_tokens
-                                   : w.request.lengths[r];
+      const int64_t expected =
+          w.request.lengths.empty() ? flags.new_tokens : w.request.lengths[r];
       lengths &= static_cast<int64_t>(w.result.tokens[r].size()) == expected;
     }
   }
   GenerateRequest request = wave.request;
   GenerateResult result = wave.result;
-  const size_t rows = std::min(request.prompts.size(),
-                               static_cast<size_t>(flags.check_rows));
+  const size_t rows =
+      std::min(request.prompts.size(), static_cast<size_t>(flags.check_rows));
   request.prompts.resize(rows);
   request.prompt_ids.resize(rows);
   request.sample_indices.resize(rows);
@@ -253,11 +252,9 @@ absl::Status Measure(const GenerateFlags& flags, BenchReport& report,
                      bool* ok) {
   const EngineOptions options =
       BenchEngineOptions(flags.model, BenchThreads(flags.model.common));
-  COX_ASSIGN_OR_RETURN(
-      const BenchModel model,
-      LoadBenchModel(flags.model, HeadKind::kLanguageModel));
-  COX_ASSIGN_OR_RETURN(std::vector<Wave> waves,
-                       MakeWaves(flags, model.config));
+  COX_ASSIGN_OR_RETURN(const BenchModel model,
+                       LoadBenchModel(flags.model, HeadKind::kLanguageModel));
+  COX_ASSIGN_OR_RETURN(std::vector<Wave> waves, MakeWaves(flags, model.config));
   COX_ASSIGN_OR_RETURN(auto engine, MakePolicyEngine(options));
   COX_RETURN_IF_ERROR(engine->Load(model.snapshot));
   COX_ASSIGN_OR_RETURN(const MachineCeilings ceilings,
@@ -308,8 +305,8 @@ absl::Status Measure(const GenerateFlags& flags, BenchReport& report,
   report.Number("roofline_bytes", work.bytes);
   report.Number("roofline_s", roofline_s);
   ReportCeilings(ceilings, report);
-  COX_ASSIGN_OR_RETURN(
-      *ok, SelfCheck(flags, model, *engine, options, last, report));
+  COX_ASSIGN_OR_RETURN(*ok,
+                       SelfCheck(flags, model, *engine, options, last, report));
   return flags.dump.empty() ? absl::OkStatus() : Dump(flags, last);
 }
 

@@ -101,8 +101,7 @@ class NoEffects : public EffectHandler {
  public:
   void OnEffect(CoordinatorCore&, const Effect&) override {}
   void OnTick(CoordinatorCore&) override {}
-  absl::StatusOr<std::string> MakePlaceholder(const UnitId&,
-                                              const std::string&,
+  absl::StatusOr<std::string> MakePlaceholder(const UnitId&, const std::string&,
                                               int64_t) override {
     return absl::FailedPreconditionError("no unit fails here");
   }
@@ -140,10 +139,9 @@ class Actors {
     }
     // Whoever waits is answered.
     MutexLock lock(&mutex_);
-    answered_cv_.WaitFor(mutex_, absl::Seconds(30),
-                         [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                           return in_flight_ == 0;
-                         });
+    answered_cv_.WaitFor(
+        mutex_, absl::Seconds(30),
+        [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return in_flight_ == 0; });
     seconds_ = absl::ToDoubleSeconds(last_answer_ - start);
   }
 
@@ -202,10 +200,9 @@ class Actors {
       }
     }
     MutexLock lock(&mutex_);
-    idle_cv_.WaitFor(mutex_, end - Clock::Real().Now(),
-                     [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                       return !idle_.empty();
-                     });
+    idle_cv_.WaitFor(
+        mutex_, end - Clock::Real().Now(),
+        [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return !idle_.empty(); });
     if (idle_.empty()) {
       return -1;
     }
@@ -219,8 +216,8 @@ class Actors {
     const int64_t unit = next_unit_++;
     std::string payload = payload_;
     if (payload.size() >= sizeof(unit)) {
-      payload.replace(0, sizeof(unit),
-                      reinterpret_cast<const char*>(&unit), sizeof(unit));
+      payload.replace(0, sizeof(unit), reinterpret_cast<const char*>(&unit),
+                      sizeof(unit));
     }
     SubmitEvent event;
     event.caller = Caller(actor);
@@ -231,8 +228,8 @@ class Actors {
     const bool posted = host_.PostSubmit(
         std::move(event), std::move(payload),
         [this, actor, sent](const absl::StatusOr<SubmitResult>& result) {
-          OnAnswer(actor, sent, result.ok() &&
-                                    *result == SubmitResult::kAccepted);
+          OnAnswer(actor, sent,
+                   result.ok() && *result == SubmitResult::kAccepted);
         });
     if (!posted) {
       OnAnswer(actor, sent, false);
@@ -276,8 +273,8 @@ class Actors {
 
 absl::StatusOr<std::unique_ptr<CoreHost>> OpenHost(const WorkFolder& folder,
                                                    int64_t units) {
-  COX_ASSIGN_OR_RETURN(
-      auto ledger, OpenSqliteLedger(JoinPath(folder.path(), "ledger.db")));
+  COX_ASSIGN_OR_RETURN(auto ledger,
+                       OpenSqliteLedger(JoinPath(folder.path(), "ledger.db")));
   COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->Load());
   SegmentStore::Options options;
   options.dir = JoinPath(folder.path(), "segments");
@@ -411,9 +408,10 @@ absl::Status Measure(const LedgerBenchFlags& flags, BenchReport& report,
 
 int BenchLedger(int argc, char** argv) {
   LedgerBenchFlags flags;
-  CLI::App app{"Durable submissions through the coordinator's core, segments "
-               "and ledger, without gRPC",
-               "cox bench ledger"};
+  CLI::App app{
+      "Durable submissions through the coordinator's core, segments "
+      "and ledger, without gRPC",
+      "cox bench ledger"};
   AddBenchFlags(app, flags.common);
   app.add_option("--simulated-actors", flags.actors)
       ->check(CLI::Range(1, 100000));
@@ -442,8 +440,7 @@ int BenchLedger(int argc, char** argv) {
   bool ok = false;
   const absl::Status measured = Measure(flags, report, ok);
   if (!measured.ok()) {
-    std::fprintf(stderr, "cox bench ledger: %s\n",
-                 measured.ToString().c_str());
+    std::fprintf(stderr, "cox bench ledger: %s\n", measured.ToString().c_str());
     return kExitCheckFailed;
   }
   return report.Print(ok);

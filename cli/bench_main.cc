@@ -27,7 +27,6 @@ int main(int argc, char** argv) {
   for (const Bench& bench : kBenches) {
     if (name == bench.name) return bench.run(argc - 1, argv + 1);
   }
-  std::fprintf(stderr,
-               "usage: cox-bench generate|train|score|ceilings ...\n");
+  std::fprintf(stderr, "usage: cox-bench generate|train|score|ceilings ...\n");
   return cox::kExitUsage;
 }

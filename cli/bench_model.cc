@@ -199,8 +199,9 @@ BenchWork ForwardWork(const ModelConfig& config, double tokens, double pairs) {
   BenchWork work;
   work.flop =
       2.0 * static_cast<double>(MatrixParameters(config)) * tokens +
-      4.0 * static_cast<double>(config.layers * config.heads *
-                                config.head_dim) * pairs;
+      4.0 *
+          static_cast<double>(config.layers * config.heads * config.head_dim) *
+          pairs;
   return work;
 }
 
@@ -213,8 +214,9 @@ BenchWork DecodeWork(const ModelConfig& config, const EngineOptions& options,
   const int64_t blocks = BlockParameters(config, &head);
   work.bytes = static_cast<double>(blocks) * narrow +
                static_cast<double>(head) * (cpu ? 4 : narrow) +
-               2.0 * static_cast<double>(config.layers * config.kv_heads *
-                                         config.head_dim) *
+               2.0 *
+                   static_cast<double>(config.layers * config.kv_heads *
+                                       config.head_dim) *
                    (cpu ? 4 : narrow) * pairs;
   return work;
 }

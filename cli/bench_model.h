@@ -89,8 +89,8 @@ struct MachineCeilings {
   double Seconds(const BenchWork& work) const;
 };
 absl::StatusOr<MachineCeilings> MeasureCeilings(const ModelConfig& config,
-                                               const EngineOptions& options,
-                                               int64_t rows);
+                                                const EngineOptions& options,
+                                                int64_t rows);
 void ReportCeilings(const MachineCeilings& ceilings, BenchReport& report);
 
 // Prints `status` and gives the exit code of a failed benchmark.

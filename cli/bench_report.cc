@@ -103,9 +103,8 @@ Json SpreadOf(std::vector<double> values) {
   }
   std::sort(values.begin(), values.end());
   const size_t n = values.size();
-  const double median = n % 2 == 1
-                            ? values[n / 2]
-                            : 0.5 * (values[n / 2 - 1] + values[n / 2]);
+  const double median =
+      n % 2 == 1 ? values[n / 2] : 0.5 * (values[n / 2 - 1] + values[n / 2]);
   return {{"min", values.front()}, {"median", median}, {"max", values.back()}};
 }
 
@@ -263,26 +262,25 @@ int BenchReport::Print(bool ok) {
   rusage children{};
   getrusage(RUSAGE_CHILDREN, &children);
   const int64_t child_peak = children.ru_maxrss * 1024;
-  Json line = {
-      {"schema", "cox.bench/1"},
-      {"bench", impl_->bench},
-      {"impl", "cox"},
-      {"version", COX_GIT_VERSION},
-      {"model", flags.model.empty() ? Json(nullptr)
-                                    : Json(BaseName(flags.model))},
-      {"params", nullptr},
-      {"dtype", flags.dtype},
-      {"device", flags.device},
-      {"threads", flags.threads > 0 ? flags.threads : AllowedCpus()},
-      {"cpus", flags.cpus.empty() ? Json(nullptr) : Json(flags.cpus)},
-      {"isa", CpuIsa()},
-      {"seed", flags.seed},
-      {"runs", impl_->runs.size()},
-      {"wall_s", use(&BenchUse::wall_s)},
-      {"cpu_s", use(&BenchUse::cpu_s)},
-      {"other_cores", use(&BenchUse::other_cores)},
-      {"peak_rss_bytes", std::max(StatusBytes("VmHWM:"), child_peak)},
-      {"rss_total_bytes", StatusBytes("VmRSS:")}};
+  Json line = {{"schema", "cox.bench/1"},
+               {"bench", impl_->bench},
+               {"impl", "cox"},
+               {"version", COX_GIT_VERSION},
+               {"model", flags.model.empty() ? Json(nullptr)
+                                             : Json(BaseName(flags.model))},
+               {"params", nullptr},
+               {"dtype", flags.dtype},
+               {"device", flags.device},
+               {"threads", flags.threads > 0 ? flags.threads : AllowedCpus()},
+               {"cpus", flags.cpus.empty() ? Json(nullptr) : Json(flags.cpus)},
+               {"isa", CpuIsa()},
+               {"seed", flags.seed},
+               {"runs", impl_->runs.size()},
+               {"wall_s", use(&BenchUse::wall_s)},
+               {"cpu_s", use(&BenchUse::cpu_s)},
+               {"other_cores", use(&BenchUse::other_cores)},
+               {"peak_rss_bytes", std::max(StatusBytes("VmHWM:"), child_peak)},
+               {"rss_total_bytes", StatusBytes("VmRSS:")}};
   line.update(impl_->fields);
   line["ok"] = ok;
   if (flags.json) {

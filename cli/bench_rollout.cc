@@ -48,22 +48,30 @@ std::string RunYaml(const RolloutBenchOptions& options) {
   const int units = std::max(1, options.actors / 8);
   return absl::StrCat(
       "name: bench\nstages: [ppo]\n"
-      "tokenizer: {kind: none, vocab_size: ", kVocab,
+      "tokenizer: {kind: none, vocab_size: ",
+      kVocab,
       ", eos_ids: [1], pad_id: 0}\n"
-      "roles: {actors: ", options.actors, ", learners: 1}\n"
-      "schedule: {mode: ", options.mode, ", lag: ", kVersionsAhead,
-      ", eta: ", kVersionsAhead, "}\n"
-      "generation: {max_prompt_tokens: ", kPromptTokens,
-      ", max_new_tokens: ", ResponseTokens(options), "}\n"
-      "model: {max_positions: ", kPromptTokens + ResponseTokens(options),
+      "roles: {actors: ",
+      options.actors,
+      ", learners: 1}\n"
+      "schedule: {mode: ",
+      options.mode, ", lag: ", kVersionsAhead, ", eta: ", kVersionsAhead,
+      "}\n"
+      "generation: {max_prompt_tokens: ",
+      kPromptTokens, ", max_new_tokens: ", ResponseTokens(options),
+      "}\n"
+      "model: {max_positions: ",
+      kPromptTokens + ResponseTokens(options),
       "}\n"
       // Scores are made up with the samples; nobody asks this address.
       "reward: {kind: grpc, address: '127.0.0.1:1'}\n"
       "ppo: {prompts: [prompts.jsonl], steps: 1000000, prompts_per_step: ",
       units * options.samples_per_message,
-      ", unit_prompts: ", options.samples_per_message, "}\n"
+      ", unit_prompts: ", options.samples_per_message,
+      "}\n"
       "checkpoint: {every: 1000000}\n"
-      "seed: ", options.seed, "\n");
+      "seed: ",
+      options.seed, "\n");
 }
 
 std::string PromptLines(uint64_t seed) {
@@ -101,12 +109,20 @@ Manifest VersionManifest(int64_t step) {
 class FakeLearner {
  public:
   FakeLearner(const std::string& address, const std::string& run_id)
-      : learner_({.address = address, .run_id = run_id, .role = "learner",
-                  .name = "learner-0", .session = "", .own_address =
-                      "127.0.0.1:1", .numerics_class = ""}),
-        reward_({.address = address, .run_id = run_id, .role = "reward",
-                 .name = "reward-0", .session = "", .own_address =
-                     "127.0.0.1:1", .numerics_class = ""}) {}
+      : learner_({.address = address,
+                  .run_id = run_id,
+                  .role = "learner",
+                  .name = "learner-0",
+                  .session = "",
+                  .own_address = "127.0.0.1:1",
+                  .numerics_class = ""}),
+        reward_({.address = address,
+                 .run_id = run_id,
+                 .role = "reward",
+                 .name = "reward-0",
+                 .session = "",
+                 .own_address = "127.0.0.1:1",
+                 .numerics_class = ""}) {}
   ~FakeLearner() { Stop(); }
 
   absl::Status Start() {
@@ -122,8 +138,8 @@ class FakeLearner {
     COX_RETURN_IF_ERROR(reward_.Register().status());
     beats_ = std::make_unique<Heartbeater>(&reward_, absl::Seconds(1));
     beats_->SetHeld({VersionManifest(0).ContentHash()});
-    COX_RETURN_IF_ERROR(reward_.ReportHeld(
-        {VersionManifest(0).ContentHash()}, "127.0.0.1:1"));
+    COX_RETURN_IF_ERROR(
+        reward_.ReportHeld({VersionManifest(0).ContentHash()}, "127.0.0.1:1"));
     thread_ = Thread("learner", [this] { Train(); });
     return absl::OkStatus();
   }
@@ -151,9 +167,8 @@ class FakeLearner {
   }
 
   absl::Status Step(int64_t step) {
-    COX_ASSIGN_OR_RETURN(
-        const TakenBatch batch,
-        learner_.TakeBatch(0, step, 0, absl::Seconds(10)));
+    COX_ASSIGN_OR_RETURN(const TakenBatch batch,
+                         learner_.TakeBatch(0, step, 0, absl::Seconds(10)));
     cox::v1::CommitStepRequest commit;
     commit.set_stage(0);
     commit.set_step(step);
@@ -203,14 +218,19 @@ class CoordinatorProcess {
     Fs& fs = Fs::Real();
     COX_RETURN_IF_ERROR(fs.RemoveAll(dir_));
     COX_RETURN_IF_ERROR(fs.MakeDirs(dir_));
-    COX_RETURN_IF_ERROR(WriteFileDurably(
-        fs, JoinPath(dir_, "prompts.jsonl"), PromptLines(options.seed)));
+    COX_RETURN_IF_ERROR(WriteFileDurably(fs, JoinPath(dir_, "prompts.jsonl"),
+                                         PromptLines(options.seed)));
     COX_RETURN_IF_ERROR(
         WriteFileDurably(fs, JoinPath(dir_, "run.yaml"), RunYaml(options)));
     ChildOptions child;
-    child.argv = {JoinPath(ExecutableDir(), "cox-coordinator"), "--config",
-                  JoinPath(dir_, "run.yaml"), "--run-dir", run_dir(),
-                  "--port", "0", "--die-with-parent"};
+    child.argv = {JoinPath(ExecutableDir(), "cox-coordinator"),
+                  "--config",
+                  JoinPath(dir_, "run.yaml"),
+                  "--run-dir",
+                  run_dir(),
+                  "--port",
+                  "0",
+                  "--die-with-parent"};
     child.log_path = JoinPath(dir_, "coordinator.log");
     COX_ASSIGN_OR_RETURN(pid_, SpawnChild(child));
     for (int i = 0; i < 600; ++i) {
@@ -222,23 +242,23 @@ class CoordinatorProcess {
         run_id_ = json.value("run_id", "");
         return absl::OkStatus();
       }
-      if (PollChild(pid_).exited || SleepUnlessShutdown(
-                                        absl::Milliseconds(50))) {
+      if (PollChild(pid_).exited ||
+          SleepUnlessShutdown(absl::Milliseconds(50))) {
         break;
       }
     }
-    return absl::UnavailableError(absl::StrCat(
-        "the coordinator does not serve:\n",
-        fs.ReadAll(child.log_path).value_or("")));
+    return absl::UnavailableError(
+        absl::StrCat("the coordinator does not serve:\n",
+                     fs.ReadAll(child.log_path).value_or("")));
   }
 
   absl::Status Stop() {
     SignalChild(pid_, SIGTERM);
     const ChildExit exit = WaitChild(pid_, absl::Seconds(60));
     if (!exit.exited || exit.signal != 0 || exit.code != kExitDone) {
-      return absl::InternalError(absl::StrCat(
-          "the coordinator ended with exit code ", exit.code, ", signal ",
-          exit.signal));
+      return absl::InternalError(
+          absl::StrCat("the coordinator ended with exit code ", exit.code,
+                       ", signal ", exit.signal));
     }
     pid_ = 0;
     return absl::OkStatus();

@@ -63,12 +63,11 @@ class RolloutLoop {
     ppo.optimizer = ppo.value_optimizer = Optimizer(flags_.updates);
     COX_ASSIGN_OR_RETURN(ppo.controller, KlController::Fixed(0.05));
     ppo.total_steps = flags_.updates;
-    COX_ASSIGN_OR_RETURN(
-        trainer_, MakePpoTrainer(ppo, {.policy = policy_.get(),
-                                       .critic = critic_.get(),
-                                       .group = group_.get(),
-                                       .ptx = nullptr,
-                                       .heldout = {}}));
+    COX_ASSIGN_OR_RETURN(trainer_, MakePpoTrainer(ppo, {.policy = policy_.get(),
+                                                        .critic = critic_.get(),
+                                                        .group = group_.get(),
+                                                        .ptx = nullptr,
+                                                        .heldout = {}}));
     return Publish();
   }
 
@@ -106,9 +105,9 @@ class RolloutLoop {
       return LoadBenchModel(folder, "", HeadKind::kScalar);
     }
     BenchModel scalar;
-    COX_ASSIGN_OR_RETURN(scalar.snapshot,
-                         WithHead(*model_.snapshot, HeadKind::kScalar,
-                                  "critic", /*seed=*/2));
+    COX_ASSIGN_OR_RETURN(
+        scalar.snapshot,
+        WithHead(*model_.snapshot, HeadKind::kScalar, "critic", /*seed=*/2));
     COX_ASSIGN_OR_RETURN(
         scalar.config,
         ModelConfig::FromJson(scalar.snapshot->manifest.config_json));
@@ -270,8 +269,8 @@ absl::Status MeasureRolloutStage(const BenchTrainFlags& flags,
                       &phases));
       worst_mismatch =
           std::max(worst_mismatch, Metric(metrics, "mismatch/max_abs"));
-      worst_ratio = std::max(worst_ratio,
-                             Metric(metrics, "policy/first_ratio_error"));
+      worst_ratio =
+          std::max(worst_ratio, Metric(metrics, "policy/first_ratio_error"));
       steps.push_back(std::move(metrics));
     }
     const BenchUse use = meter.Stop();
@@ -296,9 +295,8 @@ absl::Status MeasureRolloutStage(const BenchTrainFlags& flags,
     series.samples_s.push_back(samples / use.wall_s);
     series.new_tok_s.push_back(static_cast<double>(new_tokens) / use.wall_s);
     series.per_cpu_s.push_back(samples / std::max(use.cpu_s, 1e-9));
-    const double tokens =
-        n * static_cast<double>(loop.prompt_tokens()) +
-        static_cast<double>(new_tokens);
+    const double tokens = n * static_cast<double>(loop.prompt_tokens()) +
+                          static_cast<double>(new_tokens);
     series.gflop_s.push_back(
         6e-9 * static_cast<double>(loop.config().ParameterCount()) * tokens *
         static_cast<double>(flags.epochs) / use.wall_s);

@@ -151,8 +151,7 @@ absl::Status Measure(const RpcBenchFlags& flags, int& code) {
   COX_RETURN_IF_ERROR(
       MeasureRollout(flags, 1, std::nullopt, rate_of_one, code));
   for (const int actors : counts) {
-    COX_RETURN_IF_ERROR(
-        MeasureRollout(flags, actors, rate_of_one, rate, code));
+    COX_RETURN_IF_ERROR(MeasureRollout(flags, actors, rate_of_one, rate, code));
   }
   return absl::OkStatus();
 }
@@ -163,9 +162,10 @@ int BenchRpc(int argc, char** argv) {
   RpcBenchFlags flags;
   flags.common.runs = 1;
   flags.common.warmup = 0;
-  CLI::App app{"Messages over gRPC; with --pattern rollout a coordinator "
-               "process under simulated actors, checked against its ledger",
-               "cox bench rpc"};
+  CLI::App app{
+      "Messages over gRPC; with --pattern rollout a coordinator "
+      "process under simulated actors, checked against its ledger",
+      "cox bench rpc"};
   AddBenchFlags(app, flags.common);
   app.add_option("--pattern", flags.pattern)
       ->check(CLI::IsMember({"unary", "stream", "rollout"}));

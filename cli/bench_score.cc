@@ -37,8 +37,8 @@ absl::StatusOr<std::vector<float>> ScoreAll(ScoreEngine& engine,
     TokenBatch tokens;
     tokens.batch = static_cast<int64_t>(end - first);
     for (size_t d = first; d < end; ++d) {
-      tokens.length = std::max(tokens.length,
-                               static_cast<int64_t>(docs[d].size()));
+      tokens.length =
+          std::max(tokens.length, static_cast<int64_t>(docs[d].size()));
     }
     for (size_t d = first; d < end; ++d) {
       tokens.ids.insert(tokens.ids.end(), docs[d].begin(), docs[d].end());
@@ -58,8 +58,8 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
       BenchEngineOptions(flags.model, BenchThreads(common));
   COX_ASSIGN_OR_RETURN(const BenchModel model,
                        LoadBenchModel(flags.model, HeadKind::kScalar));
-  Documents docs = RandomIds(flags.num, flags.doc_tokens,
-                             model.config.vocab_size);
+  Documents docs =
+      RandomIds(flags.num, flags.doc_tokens, model.config.vocab_size);
   if (!flags.docs.empty()) {
     COX_ASSIGN_OR_RETURN(docs, ReadIds(flags.docs, "ids"));
     docs.resize(std::min(docs.size(), static_cast<size_t>(flags.num)));
@@ -75,9 +75,8 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
     tokens += n;
     pairs += n * (n + 1) / 2;
   }
-  const double least_s =
-      ForwardWork(model.config, tokens, pairs).flop /
-      (1e9 * ceilings.gemm_gflop_s);
+  const double least_s = ForwardWork(model.config, tokens, pairs).flop /
+                         (1e9 * ceilings.gemm_gflop_s);
   std::vector<float> scores, before;
   std::vector<double> samples_s, tok_s, per_cpu_s, share;
   for (int run = -common.warmup; run < common.runs; ++run) {
@@ -99,8 +98,10 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
   const size_t checked = std::min<size_t>(docs.size(), 8);
   COX_ASSIGN_OR_RETURN(
       const std::vector<float> alone,
-      ScoreAll(*engine, Documents(docs.begin(), docs.begin() +
-                                  static_cast<std::ptrdiff_t>(checked)), 1));
+      ScoreAll(*engine,
+               Documents(docs.begin(),
+                         docs.begin() + static_cast<std::ptrdiff_t>(checked)),
+               1));
   double worst = 0, sum = 0;
   for (size_t d = 0; d < checked; ++d) {
     worst = std::max(worst, std::abs(double{alone[d]} - double{scores[d]}));
@@ -138,15 +139,12 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
 
 int BenchScore(int argc, char** argv) {
   ScoreFlags flags;
-  CLI::App app{"Sequences per second through a scalar head",
-               "cox bench score"};
+  CLI::App app{"Sequences per second through a scalar head", "cox bench score"};
   AddBenchModelFlags(app, flags.model);
-  app.add_option("--docs", flags.docs,
-                 "JSONL with ids; else random documents");
+  app.add_option("--docs", flags.docs, "JSONL with ids; else random documents");
   app.add_option("--num", flags.num, "documents at most")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-  app.add_option("--doc-tokens", flags.doc_tokens,
-                 "length of random documents")
+  app.add_option("--doc-tokens", flags.doc_tokens, "length of random documents")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   app.add_option("--batch", flags.batch)
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));

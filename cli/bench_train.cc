@@ -107,9 +107,9 @@ absl::StatusOr<FileStage> MakeFileStage(const BenchTrainFlags& flags,
     lm.total_steps = flags.updates;
     lm.optimizer = Optimizer(flags.updates);
     lm.heldout_every = 0;
-    COX_ASSIGN_OR_RETURN(stage.trainer,
-                         MakeLmTrainer(lm, *stage.engine, *stage.group,
-                                       *stage.source, {}));
+    COX_ASSIGN_OR_RETURN(
+        stage.trainer,
+        MakeLmTrainer(lm, *stage.engine, *stage.group, *stage.source, {}));
     return stage;
   }
   // Document 2 i against document 2 i + 1, the first one better.
@@ -159,16 +159,16 @@ struct Totals {
   std::vector<std::map<std::string, double>> steps;  // of the last run
 };
 
-absl::Status MeasureFileStage(const BenchTrainFlags& flags,
-                              BenchReport& report, bool* ok) {
+absl::Status MeasureFileStage(const BenchTrainFlags& flags, BenchReport& report,
+                              bool* ok) {
   const BenchFlags& common = flags.model.common;
   const bool sft = flags.stage == "sft";
   const EngineOptions options =
       BenchEngineOptions(flags.model, BenchThreads(common));
   COX_ASSIGN_OR_RETURN(
       const BenchModel model,
-      LoadBenchModel(flags.model, sft ? HeadKind::kLanguageModel
-                                      : HeadKind::kScalar));
+      LoadBenchModel(flags.model,
+                     sft ? HeadKind::kLanguageModel : HeadKind::kScalar));
   COX_ASSIGN_OR_RETURN(const std::vector<Sequence> docs,
                        MakeDocuments(flags, model.config));
   // What the updates train on; the reward model's order is drawn, so there the
@@ -216,9 +216,9 @@ absl::Status MeasureFileStage(const BenchTrainFlags& flags,
     first_losses.push_back(totals.steps.front().at(loss_name));
     last_losses.push_back(totals.steps.back().at(loss_name));
   }
-  const bool repeats = std::all_of(
-      last_losses.begin(), last_losses.end(),
-      [&](double loss) { return loss == last_losses[0]; });
+  const bool repeats =
+      std::all_of(last_losses.begin(), last_losses.end(),
+                  [&](double loss) { return loss == last_losses[0]; });
   bool near = true;
   if (sft) {
     COX_ASSIGN_OR_RETURN(const double reference,
@@ -287,8 +287,7 @@ absl::Status DumpLosses(
 
 int BenchTrain(int argc, char** argv) {
   BenchTrainFlags flags;
-  CLI::App app{"Training steps of one stage in one process",
-               "cox bench train"};
+  CLI::App app{"Training steps of one stage in one process", "cox bench train"};
   AddBenchModelFlags(app, flags.model);
   const auto positive = CLI::Range(int64_t{1}, int64_t{1} << 30);
   app.add_option("--stage", flags.stage)

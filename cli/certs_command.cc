@@ -74,8 +74,10 @@ int ShowCerts(const CertsOptions& options) {
     ++found;
     const absl::StatusOr<std::string> certificate =
         fs.ReadAll(JoinPath(dir, "tls.crt"));
-    const absl::StatusOr<std::string> key = fs.ReadAll(JoinPath(dir, "tls.key"));
-    const absl::StatusOr<std::string> roots = fs.ReadAll(JoinPath(dir, "ca.crt"));
+    const absl::StatusOr<std::string> key =
+        fs.ReadAll(JoinPath(dir, "tls.key"));
+    const absl::StatusOr<std::string> roots =
+        fs.ReadAll(JoinPath(dir, "ca.crt"));
     for (const auto* file : {&certificate, &key, &roots}) {
       if (!file->ok()) return Fail(file->status());
     }

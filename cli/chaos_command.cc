@@ -114,9 +114,9 @@ class Campaign {
       COX_RETURN_IF_ERROR(Disturbed(&left));
       idle = left.size() == before ? idle + 1 : 0;
       if (idle == kMaxIdle) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "the run is too short for faults: none of ", before,
-            " could be delivered; give it more steps"));
+        return absl::InvalidArgumentError(
+            absl::StrCat("the run is too short for faults: none of ", before,
+                         " could be delivered; give it more steps"));
       }
     }
     figures_.wall_s = absl::ToDoubleSeconds(Clock::Real().Now() - start);
@@ -135,14 +135,12 @@ class Campaign {
     if (!endpoints.ok() || endpoints->state != "done") {
       const MonoTime start = Clock::Real().Now();
       std::vector<std::string> words = {
-          "run", options_.file, absl::StrCat("run_dir=", calm_dir_),
-          "--quiet"};
+          "run", options_.file, absl::StrCat("run_dir=", calm_dir_), "--quiet"};
       words.insert(words.end(), overrides_.begin(), overrides_.end());
       const Tool run = RunCox(words, JoinPath(dir_, "calm.log"));
       if (run.code != kExitDone) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("the undisturbed run ended with ", run.code, ":\n",
-                         run.output));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "the undisturbed run ended with ", run.code, ":\n", run.output));
       }
       figures_.calm_s = absl::ToDoubleSeconds(Clock::Real().Now() - start);
     }
@@ -155,15 +153,15 @@ class Campaign {
   }
 
   absl::Status Disturbed(std::deque<Fault>* left) {
-    const std::string name = absl::StrFormat(
-        "%s-%d-%d", figures_.mode, options_.seed, figures_.runs + 1);
+    const std::string name = absl::StrFormat("%s-%d-%d", figures_.mode,
+                                             options_.seed, figures_.runs + 1);
     ChaosRunOptions options;
     options.file = options_.file;
     options.overrides = overrides_;
     options.run_dir = JoinPath(dir_, name);
     options.log = JoinPath(dir_, name + ".log");
-    options.proxy = std::any_of(
-        left->begin(), left->end(), [](const Fault& fault) {
+    options.proxy =
+        std::any_of(left->begin(), left->end(), [](const Fault& fault) {
           return fault.kind == FaultKind::kSlow ||
                  fault.kind == FaultKind::kCut;
         });
@@ -203,8 +201,8 @@ class Campaign {
     const auto& delivered = run.delivered();
     for (size_t i = delivered.size() > 5 ? delivered.size() - 5 : 0;
          i < delivered.size(); ++i) {
-      figures_.problems.push_back(absl::StrCat(
-          "fault ", i + 1, ": ", FaultText(delivered[i].fault)));
+      figures_.problems.push_back(
+          absl::StrCat("fault ", i + 1, ": ", FaultText(delivered[i].fault)));
     }
     figures_.problems.push_back(absl::StrCat("kept: ", options.run_dir));
     return absl::OkStatus();

@@ -27,8 +27,8 @@ Facts UnitFacts(const LedgerState& state) {
   Facts facts;
   for (const UnitRow& row : state.units) {
     facts[absl::StrCat("unit ", row.id.ToString())] =
-        absl::StrCat("version ", row.version_step, " weights ",
-                     row.policy_hash, " result ", row.sha256);
+        absl::StrCat("version ", row.version_step, " weights ", row.policy_hash,
+                     " result ", row.sha256);
   }
   return facts;
 }
@@ -36,8 +36,8 @@ Facts UnitFacts(const LedgerState& state) {
 Facts CheckpointFacts(const LedgerState& state) {
   Facts facts;
   for (const CheckpointRow& row : state.checkpoints) {
-    facts[absl::StrCat("checkpoint of stage ", row.stage, " step ",
-                       row.step)] = absl::StrCat("state ", row.state_sha256);
+    facts[absl::StrCat("checkpoint of stage ", row.stage, " step ", row.step)] =
+        absl::StrCat("state ", row.state_sha256);
   }
   return facts;
 }
@@ -49,8 +49,8 @@ void Compare(const Facts& calm, const Facts& hurt, bool same_keys,
     if (found == hurt.end()) {
       if (same_keys) differences->push_back(absl::StrCat(key, ": missing"));
     } else if (found->second != value) {
-      differences->push_back(absl::StrCat(key, ": expected ", value,
-                                          ", found ", found->second));
+      differences->push_back(
+          absl::StrCat(key, ": expected ", value, ", found ", found->second));
     }
   }
   for (const auto& [key, value] : hurt) {
@@ -78,8 +78,7 @@ absl::StatusOr<LedgerState> ReadLedgerOf(const std::string& run_dir) {
 }
 
 std::vector<std::string> CompareLedgers(const LedgerState& calm,
-                                        const LedgerState& hurt,
-                                        size_t limit) {
+                                        const LedgerState& hurt, size_t limit) {
   std::vector<std::string> differences;
   Compare(StepFacts(calm), StepFacts(hurt), /*same_keys=*/true, &differences);
   Compare(UnitFacts(calm), UnitFacts(hurt), /*same_keys=*/true, &differences);

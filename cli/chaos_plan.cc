@@ -103,9 +103,9 @@ class Planner {
     fault.index = static_cast<int32_t>(
         rng_.NextBelow(static_cast<uint64_t>(std::max(1, count))));
     fault.after_recovery = rng_.NextUniform() >= kImpatientShare;
-    fault.delay = Between(absl::ZeroDuration(),
-                          fault.after_recovery ? absl::Milliseconds(400)
-                                               : absl::Seconds(1.5));
+    fault.delay = Between(absl::ZeroDuration(), fault.after_recovery
+                                                    ? absl::Milliseconds(400)
+                                                    : absl::Seconds(1.5));
     fault.hit = 1 + static_cast<int64_t>(rng_.NextBelow(3));
     const bool armed = rng_.NextUniform() < kArmedShare;
     switch (kind) {
@@ -126,7 +126,7 @@ class Planner {
         break;
       }
       case FaultKind::kEnospc:
-        fault.failpoint = role == "learner"           ? "checkpoint.append"
+        fault.failpoint = role == "learner"          ? "checkpoint.append"
                           : rng_.NextUniform() < 0.5 ? "ledger.decided"
                                                      : "segment.appended";
         break;
@@ -157,8 +157,8 @@ std::string_view FaultKindName(FaultKind kind) {
 }
 
 std::string FaultText(const Fault& fault) {
-  std::string text = absl::StrCat(std::string(FaultKindName(fault.kind)), " ",
-                                  fault.role);
+  std::string text =
+      absl::StrCat(std::string(FaultKindName(fault.kind)), " ", fault.role);
   if (fault.role != "all" && fault.role != "coordinator") {
     absl::StrAppend(&text, "-", fault.index);
   }
@@ -166,8 +166,9 @@ std::string FaultText(const Fault& fault) {
     absl::StrAppend(&text, " at passage ", fault.hit, " of ", fault.failpoint);
   }
   if (fault.length > absl::ZeroDuration()) {
-    absl::StrAppend(&text, " for ", absl::FormatDuration(absl::Trunc(
-                                        fault.length, absl::Milliseconds(1))));
+    absl::StrAppend(
+        &text, " for ",
+        absl::FormatDuration(absl::Trunc(fault.length, absl::Milliseconds(1))));
   }
   return text;
 }
@@ -191,7 +192,8 @@ absl::StatusOr<std::vector<FaultKind>> ParseFaultKinds(std::string_view text) {
     if (kinds.size() == before) {
       return absl::InvalidArgumentError(absl::StrCat(
           "--faults: expected kill, stop, slow, corrupt or enospc, once each, "
-          "found '", word, "'"));
+          "found '",
+          word, "'"));
     }
   }
   if (kinds.empty()) {
@@ -207,7 +209,8 @@ absl::StatusOr<std::vector<std::string>> ParseChaosRoles(
     if (std::count(ChaosRoles().begin(), ChaosRoles().end(), role) == 0) {
       return absl::InvalidArgumentError(absl::StrCat(
           "--roles: expected actor, reward, learner, coordinator or all, "
-          "found '", role, "'"));
+          "found '",
+          role, "'"));
     }
   }
   return roles;

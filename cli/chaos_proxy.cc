@@ -168,8 +168,7 @@ absl::StatusOr<std::unique_ptr<ChaosProxy>> ChaosProxy::Start(
   socklen_t size = sizeof(address);
   auto* generic = reinterpret_cast<sockaddr*>(&address);
   if (listener < 0 || bind(listener, generic, size) != 0 ||
-      listen(listener, 64) != 0 ||
-      getsockname(listener, generic, &size) != 0) {
+      listen(listener, 64) != 0 || getsockname(listener, generic, &size) != 0) {
     const int error = errno;
     if (listener >= 0) close(listener);
     return absl::UnavailableError(

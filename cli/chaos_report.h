@@ -15,14 +15,14 @@ struct ChaosFigures {
   std::string mode;
   uint64_t seed = 0;
   std::vector<DeliveredFault> faults;
-  int runs = 0;            // under faults
-  int equal = 0;           // of them
-  int starts = 0;          // of `cox run`
-  int unexplained = 0;     // ends with 42 that no fault explains
-  int64_t steps = 0;       // committed, over all runs
+  int runs = 0;         // under faults
+  int equal = 0;        // of them
+  int starts = 0;       // of `cox run`
+  int unexplained = 0;  // ends with 42 that no fault explains
+  int64_t steps = 0;    // committed, over all runs
   int64_t steps_redone = 0;
   int64_t units = 0;
-  double calm_s = 0;       // wall time of the undisturbed run; 0 = reused
+  double calm_s = 0;  // wall time of the undisturbed run; 0 = reused
   double wall_s = 0;
   std::string ledger;      // "verified", "not available"
   std::string comparison;  // "hashes of ...", "replay ..."

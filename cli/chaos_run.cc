@@ -51,8 +51,7 @@ absl::Status ChaosRun::Launch() {
   child.argv.insert(child.argv.end(), options_.overrides.begin(),
                     options_.overrides.end());
   // Faults come much faster than a supervisor has to bear otherwise.
-  child.argv.insert(child.argv.end(),
-                    {"--quiet", "--max-restarts", "1000000"});
+  child.argv.insert(child.argv.end(), {"--quiet", "--max-restarts", "1000000"});
   if (proxy_ != nullptr) {
     child.argv.insert(
         child.argv.end(),
@@ -73,11 +72,11 @@ absl::StatusOr<bool> ChaosRun::OnExit(const ChildExit& exit) {
   if (!killed_by_us_) {
     const bool resumable = exit.signal == 0 && exit.code == kExitRetryable;
     if (!resumable || ++unexplained_ > kMaxUnexplained) {
-      return absl::AbortedError(absl::StrCat(
-          "cox run ended with ",
-          exit.signal != 0 ? absl::StrCat("signal ", exit.signal)
-                           : absl::StrCat("exit code ", exit.code),
-          " (log: ", options_.log, ")"));
+      return absl::AbortedError(
+          absl::StrCat("cox run ended with ",
+                       exit.signal != 0 ? absl::StrCat("signal ", exit.signal)
+                                        : absl::StrCat("exit code ", exit.code),
+                       " (log: ", options_.log, ")"));
     }
   }
   return false;
@@ -87,17 +86,16 @@ absl::Status ChaosRun::Drive() {
   COX_RETURN_IF_ERROR(Fs::Real().MakeDirs(options_.run_dir));
   (void)Fs::Real().RemoveAll(ArmPath());
   if (options_.proxy) {
-    COX_ASSIGN_OR_RETURN(
-        proxy_, ChaosProxy::Start([dir = options_.run_dir] {
-          return CoordinatorPort(dir);
-        }));
+    COX_ASSIGN_OR_RETURN(proxy_, ChaosProxy::Start([dir = options_.run_dir] {
+                           return CoordinatorPort(dir);
+                         }));
     COX_RETURN_IF_ERROR(WriteFileDurably(
         Fs::Real(), JoinPath(options_.run_dir, "proxy.json"),
         absl::StrCat("{\"coordinator\":\"127.0.0.1:", proxy_->port(),
                      "\"}\n")));
   }
-  watch_ = std::make_unique<StatusWatch>(options_.run_dir,
-                                         absl::Milliseconds(25));
+  watch_ =
+      std::make_unique<StatusWatch>(options_.run_dir, absl::Milliseconds(25));
   progress_at_ = Clock::Real().Now();
   while (true) {
     if (ShutdownRequested()) return absl::CancelledError("interrupted");
@@ -161,8 +159,8 @@ void ChaosRun::Deliver(const Fault& fault) {
                          : fault.kind == FaultKind::kEnospc ? "enospc"
                                                             : "kill";
     const std::string line =
-        absl::StrCat(fault.failpoint, ":", fault.hit, ":", action, "#",
-                     starts_, ".", ++arm_count_, "\n");
+        absl::StrCat(fault.failpoint, ":", fault.hit, ":", action, "#", starts_,
+                     ".", ++arm_count_, "\n");
     // Renamed into place: nobody sees half of it.
     if (WriteFileDurably(Fs::Real(), ArmPath(), line).ok()) {
       armed_until_ = Clock::Real().Now() + kArmedFor;
@@ -208,7 +206,7 @@ void ChaosRun::NobodyCameBy() {
 bool ChaosRun::Strike(const Fault& fault, const std::string& name) {
   if (fault.kind == FaultKind::kSlow || fault.kind == FaultKind::kCut) {
     proxy_->SetMode(fault.kind == FaultKind::kSlow ? ChaosProxy::Mode::kSlow
-                    : fault.index % 2 == 0 ? ChaosProxy::Mode::kCutUp
+                    : fault.index % 2 == 0         ? ChaosProxy::Mode::kCutUp
                                            : ChaosProxy::Mode::kCutDown);
     proxy_until_ = Clock::Real().Now() + fault.length;
     return true;
@@ -270,9 +268,8 @@ void ChaosRun::Record(const Fault& fault, const std::string& victim) {
   delivered.fault = fault;
   delivered.victim = victim;
   delivered.run = BaseName(options_.run_dir);
-  delivered.wall = absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ",
-                                    Clock::Real().WallNow(),
-                                    absl::UTCTimeZone());
+  delivered.wall = absl::FormatTime(
+      "%Y-%m-%dT%H:%M:%E3SZ", Clock::Real().WallNow(), absl::UTCTimeZone());
   Watched watched;
   watched.index = delivered_.size();
   watched.at = Clock::Real().Now();
@@ -357,10 +354,9 @@ absl::Status ChaosRun::CheckProgress() {
     progress_at_ = now;
   }
   if (now - progress_at_ < options_.patience) return absl::OkStatus();
-  return absl::DeadlineExceededError(
-      absl::StrCat("no step was committed for ",
-                   absl::FormatDuration(options_.patience), "; waiting:\n",
-                   watch_->Stuck()));
+  return absl::DeadlineExceededError(absl::StrCat(
+      "no step was committed for ", absl::FormatDuration(options_.patience),
+      "; waiting:\n", watch_->Stuck()));
 }
 
 }  // namespace cox

@@ -112,7 +112,7 @@ class ChaosRun {
   int unexplained_ = 0;
   int arm_count_ = 0;
   std::optional<MonoTime> armed_until_;
-  MonoTime due_;          // of the fault at the front
+  MonoTime due_;            // of the fault at the front
   bool scheduled_ = false;  // `due_` is set
   int64_t last_progress_ = -1;
   MonoTime progress_at_;

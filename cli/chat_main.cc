@@ -44,9 +44,9 @@ std::string PolicySource(const std::string& source) {
 }
 
 absl::StatusOr<ChatModel> Open(const ChatOptions& options) {
-  COX_ASSIGN_OR_RETURN(ModelFolder folder,
-                       ReadModelFolder(Fs::Real(),
-                                       PolicySource(options.source)));
+  COX_ASSIGN_OR_RETURN(
+      ModelFolder folder,
+      ReadModelFolder(Fs::Real(), PolicySource(options.source)));
   ChatModel model;
   COX_ASSIGN_OR_RETURN(model.config, ModelConfig::FromJson(folder.config_json));
   if (model.config.head != HeadKind::kLanguageModel) {
@@ -98,8 +98,9 @@ absl::Status Answer(ChatSession& chat, const ChatOptions& options,
   const absl::Status status = chat.Say(prompt, Print);
   Print("\n");
   if (chat.dropped_turns() > dropped) {
-    std::fprintf(stderr, "(the oldest turns were dropped: the model takes no "
-                         "more)\n");
+    std::fprintf(stderr,
+                 "(the oldest turns were dropped: the model takes no "
+                 "more)\n");
   }
   return status;
 }
@@ -165,8 +166,7 @@ void AddSampling(CLI::App& app, ChatOptions& options) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 24));
   app.add_option("--top-p", sampling.top_p)->check(CLI::Range(1e-6, 1.0));
   app.add_option("--min-p", sampling.min_p)->check(CLI::Range(0.0, 1.0));
-  app.add_option("--repetition-penalty", sampling.repetition_penalty,
-                 "1 = off")
+  app.add_option("--repetition-penalty", sampling.repetition_penalty, "1 = off")
       ->check(CLI::Range(1e-6, 1e6));
   app.add_option("--forbid-id", sampling.forbid_ids,
                  "token id that is never drawn; may be repeated");

@@ -86,9 +86,8 @@ absl::StatusOr<PromptIds> ChatSession::FittingPrompt(
     }
     const size_t oldest = messages->front().role == "system" ? 1 : 0;
     if (prompt.ids.empty() || messages->size() < oldest + 3) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("expected a prompt of 1 to ", most, " tokens, found ",
-                       length));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "expected a prompt of 1 to ", most, " tokens, found ", length));
     }
     const auto first = messages->begin() + static_cast<int64_t>(oldest);
     messages->erase(first, first + 2);
@@ -109,10 +108,10 @@ GenerateRequest ChatSession::Request(const PromptIds& prompt, int64_t count) {
   ++turn_;
   request.seed = settings_.seed;
   // The last token is never fed back, so it needs no position.
-  request.max_new_tokens = std::min(
-      settings_.max_new_tokens,
-      model_.config.max_positions + 1 -
-          static_cast<int64_t>(request.prompts.front().size()));
+  request.max_new_tokens =
+      std::min(settings_.max_new_tokens,
+               model_.config.max_positions + 1 -
+                   static_cast<int64_t>(request.prompts.front().size()));
   request.pad_id = model_.config.pad_id.value_or(0);
   request.sampling = settings_.sampling;
   request.sampling.min_new_tokens =

@@ -35,7 +35,7 @@ struct ChatSettings {
   std::string instruction;
   int64_t max_new_tokens = 256;
   uint64_t seed = 1;
-  SamplingOptions sampling;  // eos_ids: further ones, beside the model's
+  SamplingOptions sampling;       // eos_ids: further ones, beside the model's
   std::vector<std::string> stop;  // texts that end an answer
 };
 

@@ -39,8 +39,8 @@ absl::StatusOr<ModelConfig> PolicyConfig(const cox::v1::RunConfig& config,
   if (config.tokenizer().kind() == "file" || fs.Exists(trained)) {
     COX_ASSIGN_OR_RETURN(
         const std::string json,
-        ReadTokenizerJson(fs, fs.Exists(trained) ? trained
-                                                 : config.tokenizer().path()));
+        ReadTokenizerJson(
+            fs, fs.Exists(trained) ? trained : config.tokenizer().path()));
     COX_ASSIGN_OR_RETURN(const auto tokenizer, Tokenizer::FromJson(json));
     vocabulary = tokenizer->vocab_size();
   }
@@ -130,13 +130,12 @@ std::string CheckpointPlan::Text() const {
                     stage.kept, " x ", Size(stage.bytes));
   }
   return absl::StrCat(
-      "checkpoints: ", text, "; at most ", Size(total_bytes),
-      " at a time, ", free_bytes == UINT64_MAX ? "an unknown amount"
-                                               : Size(free_bytes),
+      "checkpoints: ", text, "; at most ", Size(total_bytes), " at a time, ",
+      free_bytes == UINT64_MAX ? "an unknown amount" : Size(free_bytes),
       " free in ", directory,
-      there_bytes > 0 ? absl::StrCat(" besides ", Size(there_bytes),
-                                     " that are there")
-                      : "");
+      there_bytes > 0
+          ? absl::StrCat(" besides ", Size(there_bytes), " that are there")
+          : "");
 }
 
 absl::Status CheckpointPlan::CheckFits() const {
@@ -144,8 +143,9 @@ absl::Status CheckpointPlan::CheckFits() const {
     return absl::OkStatus();
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      Text(), ": they cannot fit. Lower checkpoint.keep_last or "
-              "checkpoint.keep_best, or put checkpoint.dir on another disk"));
+      Text(),
+      ": they cannot fit. Lower checkpoint.keep_last or "
+      "checkpoint.keep_best, or put checkpoint.dir on another disk"));
 }
 
 absl::StatusOr<CheckpointPlan> PlanCheckpoints(const cox::v1::RunConfig& config,
@@ -166,8 +166,7 @@ absl::StatusOr<CheckpointPlan> PlanCheckpoints(const cox::v1::RunConfig& config,
     }
     const uint64_t bytes = BytesOf(config, kind, *policy);
     plan.stages.push_back({name, bytes, KeptOf(config, kind)});
-    plan.total_bytes +=
-        bytes * static_cast<uint64_t>(plan.stages.back().kept);
+    plan.total_bytes += bytes * static_cast<uint64_t>(plan.stages.back().kept);
     largest = std::max(largest, bytes);
   }
   plan.total_bytes += largest;

@@ -31,8 +31,8 @@ struct CheckpointPlan {
 // Sizes are those of float32 weights and moments, a few kB of text left out;
 // where a stage's steps are not known yet (rm, dpo, ...), as if there were
 // enough of them. INVALID_ARGUMENT, NOT_FOUND: the model.
-absl::StatusOr<CheckpointPlan> PlanCheckpoints(
-    const cox::v1::RunConfig& config, const std::string& run_dir);
+absl::StatusOr<CheckpointPlan> PlanCheckpoints(const cox::v1::RunConfig& config,
+                                               const std::string& run_dir);
 
 }  // namespace cox
 

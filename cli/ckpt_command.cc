@@ -76,13 +76,13 @@ absl::StatusOr<std::map<std::string, std::string>> Reasons(
         rows.insert(rows.begin(), row);
       }
     }
-    const std::vector<std::string> why = WhyKept(
-        retention, rows, run.plan().stage(stage).total_steps,
-        [&](int64_t step) -> std::optional<double> {
-          const StepRow* row = run.FindStep(stage, step);
-          return row == nullptr ? std::nullopt
-                                : MetricOf(*row, retention.best_metric);
-        });
+    const std::vector<std::string> why =
+        WhyKept(retention, rows, run.plan().stage(stage).total_steps,
+                [&](int64_t step) -> std::optional<double> {
+                  const StepRow* row = run.FindStep(stage, step);
+                  return row == nullptr ? std::nullopt
+                                        : MetricOf(*row, retention.best_metric);
+                });
     for (size_t i = 0; i < rows.size(); ++i) {
       reasons[run.DirectoryOf(rows[i])] =
           why[i].empty() ? "until the next one" : why[i];
@@ -106,23 +106,21 @@ int ListCheckpoints(const std::string& run_dir) {
   std::printf("%-10s %8s %4s %10s  %-28s %s\n", "stage", "step", "gen", "MB",
               "kept", "folder");
   for (const Found& checkpoint : *found) {
-    auto text =
-        Fs::Real().ReadAll(JoinPath(checkpoint.path, "manifest.json"));
+    auto text = Fs::Real().ReadAll(JoinPath(checkpoint.path, "manifest.json"));
     auto manifest = text.ok()
                         ? CheckpointManifest::FromJson(*text)
                         : absl::StatusOr<CheckpointManifest>(text.status());
     const std::string size =
         manifest.ok()
-            ? absl::StrFormat(
-                  "%.1f", static_cast<double>(TotalBytes(*manifest)) / 1e6)
+            ? absl::StrFormat("%.1f",
+                              static_cast<double>(TotalBytes(*manifest)) / 1e6)
             : "unreadable";
     std::string why = "?";
     if (reasons.ok()) {
       const auto reason = reasons->find(checkpoint.path);
       why = reason == reasons->end() ? "no: it has no row" : reason->second;
     }
-    std::printf("%-10s %8lld %4lld %10s  %-28s %s\n",
-                checkpoint.stage.c_str(),
+    std::printf("%-10s %8lld %4lld %10s  %-28s %s\n", checkpoint.stage.c_str(),
                 static_cast<long long>(checkpoint.name.step),
                 static_cast<long long>(checkpoint.name.generation),
                 size.c_str(), why.c_str(), checkpoint.path.c_str());
@@ -183,8 +181,7 @@ int ExportCheckpoint(const std::string& checkpoint, const std::string& out,
   auto folder = ReadModelFolder(fs, source);
   auto snapshot = LoadModel(fs, source, model);
   if (!folder.ok() || !snapshot.ok()) {
-    return Fail("export",
-                folder.ok() ? snapshot.status() : folder.status());
+    return Fail("export", folder.ok() ? snapshot.status() : folder.status());
   }
   auto config = ModelConfig::FromJson(folder->config_json);
   if (!config.ok()) {
@@ -200,8 +197,7 @@ int ExportCheckpoint(const std::string& checkpoint, const std::string& out,
   absl::Status status = fs.RemoveAll(temporary);
   status.Update(fs.MakeDirs(temporary));
   if (status.ok()) {
-    status.Update(
-        SaveModelFolder(fs, temporary, **snapshot, options).status());
+    status.Update(SaveModelFolder(fs, temporary, **snapshot, options).status());
   }
   if (status.ok()) {
     status.Update(fs.Rename(temporary, out));

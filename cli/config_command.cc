@@ -17,8 +17,10 @@ int Fail(const absl::Status& status) {
 
 int ConfigCheck(const std::string& file,
                 const std::vector<std::string>& overrides) {
-  auto config = LoadConfig({.path = file, .overrides = overrides,
-                            .yaml_text = "", .check_files = true});
+  auto config = LoadConfig({.path = file,
+                            .overrides = overrides,
+                            .yaml_text = "",
+                            .check_files = true});
   if (!config.ok()) {
     return Fail(config.status());
   }
@@ -29,8 +31,10 @@ int ConfigCheck(const std::string& file,
 
 int ConfigShow(const std::string& file,
                const std::vector<std::string>& overrides) {
-  auto config = LoadConfig({.path = file, .overrides = overrides,
-                            .yaml_text = "", .check_files = false});
+  auto config = LoadConfig({.path = file,
+                            .overrides = overrides,
+                            .yaml_text = "",
+                            .check_files = false});
   if (!config.ok()) {
     return Fail(config.status());
   }

@@ -33,8 +33,9 @@ bool CheckBinaries() {
     all &= Line(access(path.c_str(), X_OK) == 0, name,
                 access(path.c_str(), X_OK) == 0
                     ? path
-                    : absl::StrCat(path, " is not there: build it, or put all "
-                                         "binaries into one folder"));
+                    : absl::StrCat(path,
+                                   " is not there: build it, or put all "
+                                   "binaries into one folder"));
   }
   return all;
 }
@@ -44,9 +45,8 @@ bool CheckLoopback() {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const bool ok =
-      fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address),
-                      sizeof(address)) == 0;
+  const bool ok = fd >= 0 && bind(fd, reinterpret_cast<sockaddr*>(&address),
+                                  sizeof(address)) == 0;
   if (fd >= 0) {
     close(fd);
   }
@@ -82,7 +82,7 @@ void DescribeMachine() {
   memory >> key >> kb;
   Line(kb >= int64_t{4} << 20, "memory",
        absl::StrCat(kb >> 20, " GiB (the example needs 4)"));
-  struct statvfs disk{};
+  struct statvfs disk {};
   if (statvfs(".", &disk) == 0) {
     const uint64_t free_gib =
         (static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize) >> 30;
@@ -99,8 +99,8 @@ int Doctor(const std::string& device) {
   std::printf("GPU\n");
   bool gpu = true;
   for (const GpuRow& row : InspectGpuFiles(GpuPlacesHere())) {
-    std::printf("%-4s %-22s %s\n", row.present ? "ok" : "--",
-                row.what.c_str(), row.detail.c_str());
+    std::printf("%-4s %-22s %s\n", row.present ? "ok" : "--", row.what.c_str(),
+                row.detail.c_str());
     gpu &= row.present;
   }
   std::printf("%-4s %-22s %s\n", gpu ? "ok" : "--", "device: cuda",

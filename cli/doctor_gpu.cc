@@ -22,8 +22,7 @@ std::string FirstLine(const std::string& path) {
   return text.substr(0, text.find('\n'));
 }
 
-GpuRow Driver(const GpuPlaces& places,
-              const std::vector<CudaFolder>& folders) {
+GpuRow Driver(const GpuPlaces& places, const std::vector<CudaFolder>& folders) {
   // Of a container there may be the library only, of a bare kernel the rest.
   const std::string version =
       FirstLine(places.search.root + "/proc/driver/nvidia/version");
@@ -33,10 +32,10 @@ GpuRow Driver(const GpuPlaces& places,
             absl::StrCat(*library, version.empty() ? "" : ", ", version)};
   }
   return {false, "NVIDIA driver",
-          version.empty()
-              ? "none: neither /proc/driver/nvidia nor libcuda.so.1"
-              : absl::StrCat(version, ", but no libcuda.so.1: the container "
-                                      "lacks the driver's libraries")};
+          version.empty() ? "none: neither /proc/driver/nvidia nor libcuda.so.1"
+                          : absl::StrCat(version,
+                                         ", but no libcuda.so.1: the container "
+                                         "lacks the driver's libraries")};
 }
 
 GpuRow Devices(const GpuPlaces& places) {
@@ -59,8 +58,8 @@ GpuRow Library(const std::vector<CudaFolder>& folders, const char* what,
   if (const auto path = FindCudaLibrary(folders, names)) {
     return {true, what, *path};
   }
-  return {false, what, absl::StrCat("no ", absl::StrJoin(names, " or "), "; ",
-                                    remedy)};
+  return {false, what,
+          absl::StrCat("no ", absl::StrJoin(names, " or "), "; ", remedy)};
 }
 
 GpuRow TorchCuda(const std::vector<CudaFolder>& folders) {
@@ -74,15 +73,17 @@ GpuRow TorchCuda(const std::vector<CudaFolder>& folders) {
   const absl::StatusOr<ElfWalk> walk = WalkElfNeeds(*path, places);
   if (!walk.ok()) return {false, what, std::string(walk.status().message())};
   if (walk->missing.empty()) {
-    return {true, what, absl::StrCat(*path, ", with all ", walk->found.size(),
-                                     " libraries that it needs")};
+    return {true, what,
+            absl::StrCat(*path, ", with all ", walk->found.size(),
+                         " libraries that it needs")};
   }
   std::vector<std::string> names;
   for (const MissingLibrary& one : walk->missing) {
     names.push_back(absl::StrCat(one.name, " (for ", one.needed_by, ")"));
   }
-  return {false, what, absl::StrCat(*path, " lacks ",
-                                    absl::StrJoin(names, ", "), "; ", kRemedy)};
+  return {false, what,
+          absl::StrCat(*path, " lacks ", absl::StrJoin(names, ", "), "; ",
+                       kRemedy)};
 }
 
 }  // namespace

@@ -30,8 +30,7 @@ std::string Number(const Json& row, const char* key, int digits) {
 
 absl::StatusOr<std::string> FormatEvalTable(std::string_view eval_json) {
   const Json json = Json::parse(eval_json, nullptr, false);
-  if (!json.is_object() || !json.contains("rows") ||
-      !json["rows"].is_array()) {
+  if (!json.is_object() || !json.contains("rows") || !json["rows"].is_array()) {
     return absl::DataLossError(
         "eval.json: expected an object with a list \"rows\"");
   }

@@ -22,9 +22,9 @@ std::vector<std::string> HungProcesses(const cox::v1::StatusResponse& status,
   for (const SessionStatus& session : status.sessions()) {
     if (!session.alive()) continue;
     alive.insert(session.name());
-    group_waits = group_waits || (session.role() == "learner" &&
-                                  Joins(session) &&
-                                  session.state_ms() > group_ms);
+    group_waits =
+        group_waits || (session.role() == "learner" && Joins(session) &&
+                        session.state_ms() > group_ms);
   }
   std::set<std::string> hung;
   for (const SessionStatus& session : status.sessions()) {

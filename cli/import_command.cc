@@ -47,9 +47,8 @@ absl::Status Import(Fs& fs, const std::string& source, const std::string& out,
 
 int ImportModel(const std::string& source, const std::string& out,
                 const std::string& dtype) {
-  const absl::Status status =
-      Import(Fs::Real(), source, out,
-             dtype == "bf16" ? DType::kBF16 : DType::kF32);
+  const absl::Status status = Import(
+      Fs::Real(), source, out, dtype == "bf16" ? DType::kBF16 : DType::kF32);
   if (status.ok()) return kExitDone;
   std::fprintf(stderr, "ckpt import: %s\n",
                std::string(status.message()).c_str());

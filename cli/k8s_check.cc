@@ -35,12 +35,11 @@ class Checker {
   }
 
   void Collect(const K8sObject& object) {
-    const bool named = object.is_object() && object.contains("kind") &&
-                       object["kind"].is_string() &&
-                       object.contains("metadata") &&
-                       object["metadata"].is_object() &&
-                       object["metadata"].contains("name") &&
-                       object["metadata"]["name"].is_string();
+    const bool named =
+        object.is_object() && object.contains("kind") &&
+        object["kind"].is_string() && object.contains("metadata") &&
+        object["metadata"].is_object() && object["metadata"].contains("name") &&
+        object["metadata"]["name"].is_string();
     if (!named) {
       Say("object", "expected kind and metadata.name");
       return;
@@ -58,10 +57,12 @@ class Checker {
            spec.value("volumeClaimTemplates", K8sObject::array())) {
         workload.claims.insert(claim["metadata"].value("name", ""));
       }
-      const K8sObject* labels = Find(object, {"spec", "selector", "matchLabels"});
+      const K8sObject* labels =
+          Find(object, {"spec", "selector", "matchLabels"});
       if (workload.pod != nullptr && labels != nullptr &&
           !Matches(*labels, *workload.pod)) {
-        Say(where, "spec.selector does not match spec.template.metadata.labels");
+        Say(where,
+            "spec.selector does not match spec.template.metadata.labels");
       }
     } else if (kind == "JobSet") {
       const K8sObject* jobs = Find(object, {"spec", "replicatedJobs"});
@@ -124,8 +125,7 @@ class Checker {
   std::set<std::string> CheckVolumes(const Workload& workload,
                                      const K8sObject& spec) {
     std::set<std::string> volumes = workload.claims;
-    for (const K8sObject& volume :
-         spec.value("volumes", K8sObject::array())) {
+    for (const K8sObject& volume : spec.value("volumes", K8sObject::array())) {
       const std::string name = volume.value("name", "");
       if (!volumes.insert(name).second) {
         Say(workload.where, "volume " + name + ": defined twice");
@@ -169,8 +169,7 @@ class Checker {
           "readOnlyRootFilesystem true");
     }
     std::set<std::string> ports;
-    for (const K8sObject& port :
-         container.value("ports", K8sObject::array())) {
+    for (const K8sObject& port : container.value("ports", K8sObject::array())) {
       ports.insert(port.value("name", ""));
     }
     for (const char* probe :
@@ -180,8 +179,8 @@ class Checker {
         Say(where, absl::StrCat(probe, ": expected httpGet with a port"));
       } else if (port->is_string() &&
                  ports.count(port->get<std::string>()) == 0) {
-        Say(where, absl::StrCat(probe, ": no port named ",
-                                port->get<std::string>()));
+        Say(where,
+            absl::StrCat(probe, ": no port named ", port->get<std::string>()));
       }
     }
   }
@@ -211,13 +210,14 @@ class Checker {
     for (const K8sObject& rule : *rules) {
       const std::string name = rule.value("name", "");
       const bool fine = std::all_of(name.begin(), name.end(), [](char c) {
-        return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
-               c == '_' || c == ',' || c == ':';
+        return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '_' ||
+               c == ',' || c == ':';
       });
       if (!fine) {
         Say("JobSet " + object["metadata"].value("name", ""),
             "failurePolicy.rules: expected a name of letters, digits, '_', "
-            "',' and ':', found '" + name + "'");
+            "',' and ':', found '" +
+                name + "'");
       }
     }
   }
@@ -225,13 +225,13 @@ class Checker {
   // Ranks that wait for one that is never started wait for ever.
   void CheckWorldSize(const K8sObject& object) {
     if (object.value("kind", "") != "JobSet") return;
-    const std::string where =
-        "JobSet " + object["metadata"].value("name", "");
+    const std::string where = "JobSet " + object["metadata"].value("name", "");
     for (const K8sObject& job : EmbeddedJobs({object})) {
       const int64_t pods = job["spec"].value("completions", int64_t{1});
       if (job["spec"].value("parallelism", int64_t{1}) != pods) {
-        Say(where, "parallelism: expected completions, so that all ranks run "
-                   "at the same time");
+        Say(where,
+            "parallelism: expected completions, so that all ranks run "
+            "at the same time");
       }
       if (job["spec"].value("completionMode", "") != "Indexed") {
         Say(where, "completionMode: expected Indexed, which numbers the ranks");

@@ -15,8 +15,7 @@ namespace cox {
 namespace {
 
 int Fail(const absl::Status& status) {
-  std::fprintf(stderr, "cox k8s: %s\n",
-               std::string(status.message()).c_str());
+  std::fprintf(stderr, "cox k8s: %s\n", std::string(status.message()).c_str());
   return ExitCodeFor(status);
 }
 
@@ -82,14 +81,13 @@ int K8sCheck(const K8sOptions& options) {
     return kExitDone;
   }
   // A namespace that does not exist yet would refuse what lies in it.
-  const int applied = RunKubectl(
-      {"apply", "--dry-run=server", "--validate=strict", "-f", "-"}, *text,
-      nullptr);
+  const int applied =
+      RunKubectl({"apply", "--dry-run=server", "--validate=strict", "-f", "-"},
+                 *text, nullptr);
   if (applied != 0) return kExitCheckFailed;
   const std::string jobs = PrintObjects(EmbeddedJobs(*objects));
   if (!jobs.empty() &&
-      RunKubectl({"create", "--dry-run=server", "--validate=strict", "-f",
-                  "-"},
+      RunKubectl({"create", "--dry-run=server", "--validate=strict", "-f", "-"},
                  jobs, nullptr) != 0) {
     return kExitCheckFailed;
   }
@@ -100,9 +98,9 @@ int K8sRun(const K8sOptions& options) {
   std::string ns;
   const absl::StatusOr<std::vector<K8sObject>> objects = Render(options, &ns);
   if (!objects.ok()) return Fail(objects.status());
-  const int applied = RunKubectl(
-      {"apply", "--server-side", "--field-manager=cox", "-f", "-"},
-      PrintObjects(*objects), nullptr);
+  const int applied =
+      RunKubectl({"apply", "--server-side", "--field-manager=cox", "-f", "-"},
+                 PrintObjects(*objects), nullptr);
   if (applied != 0) return kExitUsage;
   std::printf("run: namespace %s; Ctrl-C detaches, the run goes on\n",
               ns.c_str());
@@ -145,9 +143,14 @@ int K8sStatus(const K8sOptions& options) {
 int K8sLogs(const K8sOptions& options) {
   const absl::StatusOr<std::string> ns = NamespaceOf(options);
   if (!ns.ok()) return Fail(ns.status());
-  std::vector<std::string> arguments = {
-      "logs", "-n", *ns, "-l", "cox.dev/role=" + options.role, "--prefix",
-      "--tail=50", "--max-log-requests=32"};
+  std::vector<std::string> arguments = {"logs",
+                                        "-n",
+                                        *ns,
+                                        "-l",
+                                        "cox.dev/role=" + options.role,
+                                        "--prefix",
+                                        "--tail=50",
+                                        "--max-log-requests=32"};
   if (options.follow) arguments.push_back("-f");
   return RunKubectl(arguments, "", nullptr) == 0 ? kExitDone : kExitUsage;
 }

@@ -17,9 +17,9 @@ struct K8sOptions {
   std::string tag = "dev";
   std::string certs_dir;
   std::string host_volumes;
-  std::string role;       // logs
-  bool follow = false;    // logs -f
-  bool offline = false;   // check: no cluster
+  std::string role;         // logs
+  bool follow = false;      // logs -f
+  bool offline = false;     // check: no cluster
   bool all_reduce = false;  // doctor: run the two pods
 };
 
@@ -32,7 +32,8 @@ int K8sRun(const K8sOptions& options);
 int K8sStatus(const K8sOptions& options);
 int K8sLogs(const K8sOptions& options);
 // What the cluster has and lacks; with all_reduce also whether two pods in
-// namespace `ns` (default: default) can sum their data. 1 when something needed is missing.
+// namespace `ns` (default: default) can sum their data. 1 when something needed
+// is missing.
 int K8sDoctor(const K8sOptions& options);
 
 }  // namespace cox

@@ -94,8 +94,7 @@ bool AllReduceWorks(K8sOptions options) {
     return RunKubectl(arguments, input, output);
   };
   std::string said;
-  kubectl({"delete", "jobset", kJobSet, "--ignore-not-found",
-           "--timeout=60s"},
+  kubectl({"delete", "jobset", kJobSet, "--ignore-not-found", "--timeout=60s"},
           "", &said);
   said.clear();
   if (kubectl({"create", "-f", "-"}, *job, &said) != 0) {
@@ -105,17 +104,17 @@ bool AllReduceWorks(K8sOptions options) {
   std::string state;
   for (int i = 0; i < 100 && state.empty() && !ShutdownRequested(); ++i) {
     SleepUnlessShutdown(absl::Seconds(2));
-    kubectl({"get", "jobset", kJobSet, "-o",
-             "jsonpath={.status.terminalState}"},
-            "", &state);
+    kubectl(
+        {"get", "jobset", kJobSet, "-o", "jsonpath={.status.terminalState}"},
+        "", &state);
   }
   said.clear();
   kubectl({"logs", "-l", "cox.dev/role=doctor", "--tail=5"}, "", &said);
   const bool fine = state == "Completed";
   if (!fine) {
-    std::printf("all-reduce %s\n",
-                state.empty() ? "its pods did not end (quota? image?)"
-                              : "FAILED");
+    std::printf("all-reduce %s\n", state.empty()
+                                       ? "its pods did not end (quota? image?)"
+                                       : "FAILED");
     kubectl({"get", "pods", "-l", "cox.dev/role=doctor", "-o", "wide"}, "",
             nullptr);
   }
@@ -141,13 +140,14 @@ int K8sDoctor(const K8sOptions& options) {
   bool fine = true;
   const auto crd = [&](const char* name, const char* what, bool needed) {
     std::string output;
-    const bool have = RunKubectl({"get", "crd", name, "--ignore-not-found",
-                                  "-o", "name"},
-                                 "", &output) == 0 &&
-                      !output.empty();
+    const bool have =
+        RunKubectl({"get", "crd", name, "--ignore-not-found", "-o", "name"}, "",
+                   &output) == 0 &&
+        !output.empty();
     std::printf("%-10s %s\n", what,
-                have ? "installed" : needed ? "MISSING, needed"
-                                            : "not installed, optional");
+                have     ? "installed"
+                : needed ? "MISSING, needed"
+                         : "not installed, optional");
     fine = fine && (have || !needed);
   };
   crd("jobsets.jobset.x-k8s.io", "JobSet", true);
@@ -177,16 +177,17 @@ int K8sDoctor(const K8sOptions& options) {
                                      : "kube-dns");
   // A node that is gone keeps a learner group waiting for ever.
   text.clear();
-  RunKubectl({"get", "pods", "-A", "-l", "app.kubernetes.io/name=coxswain",
-              "-o",
-              "jsonpath={range .items[?(@.metadata.deletionTimestamp)]}"
-              "{.metadata.namespace}/{.metadata.name} on {.spec.nodeName} "
-              "since {.metadata.deletionTimestamp}{\"\\n\"}{end}"},
-             "", &text);
+  RunKubectl(
+      {"get", "pods", "-A", "-l", "app.kubernetes.io/name=coxswain", "-o",
+       "jsonpath={range .items[?(@.metadata.deletionTimestamp)]}"
+       "{.metadata.namespace}/{.metadata.name} on {.spec.nodeName} "
+       "since {.metadata.deletionTimestamp}{\"\\n\"}{end}"},
+      "", &text);
   if (!text.empty()) {
-    std::printf("terminating\n%s  if the node is lost: kubectl taint node NODE "
-                "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute\n",
-                text.c_str());
+    std::printf(
+        "terminating\n%s  if the node is lost: kubectl taint node NODE "
+        "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute\n",
+        text.c_str());
   }
   if (options.all_reduce) fine = AllReduceWorks(options) && fine;
   return fine ? kExitDone : kExitCheckFailed;

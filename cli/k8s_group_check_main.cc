@@ -37,10 +37,9 @@ absl::StatusOr<GlooOptions> OptionsFromEnvironment() {
     const char* otherwise;
     int* value;
   };
-  for (const Number& number :
-       {Number{"RANK", "0", &options.rank},
-        Number{"WORLD_SIZE", "1", &options.world_size},
-        Number{"MASTER_PORT", "29500", &options.port}}) {
+  for (const Number& number : {Number{"RANK", "0", &options.rank},
+                               Number{"WORLD_SIZE", "1", &options.world_size},
+                               Number{"MASTER_PORT", "29500", &options.port}}) {
     const std::string text = Environment(number.name, number.otherwise);
     if (!absl::SimpleAtoi(text, number.value) || *number.value < 0) {
       return absl::InvalidArgumentError(absl::StrCat(
@@ -64,21 +63,21 @@ absl::Status Check() {
     COX_RETURN_IF_ERROR(group->Barrier());
     const MonoTime start = Clock::Real().Now();
     COX_RETURN_IF_ERROR(group->AllReduceSum(std::span<float>(data)));
-    best_s = std::min(best_s,
-                      absl::ToDoubleSeconds(Clock::Real().Now() - start));
+    best_s =
+        std::min(best_s, absl::ToDoubleSeconds(Clock::Real().Now() - start));
     const auto wrong = std::find_if(data.begin(), data.end(),
                                     [want](float x) { return x != want; });
     if (wrong != data.end()) {
-      return absl::DataLossError(absl::StrCat(
-          "element ", wrong - data.begin(), ": expected ", want, ", found ",
-          *wrong));
+      return absl::DataLossError(absl::StrCat("element ", wrong - data.begin(),
+                                              ": expected ", want, ", found ",
+                                              *wrong));
     }
   }
   const double bytes = static_cast<double>(kElements * sizeof(float));
-  std::printf(
-      "all-reduce rank %d of %d at %s: %.0f MiB in %.3f s, %.2f GB/s\n",
-      options.rank, options.world_size, options.interface_address.c_str(),
-      bytes / (1 << 20), best_s, bytes / best_s / 1e9);
+  std::printf("all-reduce rank %d of %d at %s: %.0f MiB in %.3f s, %.2f GB/s\n",
+              options.rank, options.world_size,
+              options.interface_address.c_str(), bytes / (1 << 20), best_s,
+              bytes / best_s / 1e9);
   return group->Barrier();
 }
 

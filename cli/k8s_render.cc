@@ -33,8 +33,7 @@ K8sObject* PodTemplate(K8sObject& object) {
     return &object["spec"]["template"];
   }
   if (kind == "JobSet") {
-    return &object["spec"]["replicatedJobs"][0]["template"]["spec"]
-                  ["template"];
+    return &object["spec"]["replicatedJobs"][0]["template"]["spec"]["template"];
   }
   return nullptr;
 }
@@ -55,18 +54,18 @@ void ForEachContainer(K8sObject& object,
 
 std::string Base64(const std::string& data) {
   std::string out((data.size() + 2) / 3 * 4 + 1, '\0');
-  const int size = EVP_EncodeBlock(
-      reinterpret_cast<unsigned char*>(out.data()),
-      reinterpret_cast<const unsigned char*>(data.data()),
-      static_cast<int>(data.size()));
+  const int size =
+      EVP_EncodeBlock(reinterpret_cast<unsigned char*>(out.data()),
+                      reinterpret_cast<const unsigned char*>(data.data()),
+                      static_cast<int>(data.size()));
   out.resize(static_cast<size_t>(size));
   return out;
 }
 
 absl::StatusOr<std::vector<K8sObject>> Secrets(const std::string& dir) {
   std::vector<K8sObject> out;
-  for (const char* role : {"coordinator", "learner", "actor", "reward",
-                           "operator", "scaler"}) {
+  for (const char* role :
+       {"coordinator", "learner", "actor", "reward", "operator", "scaler"}) {
     K8sObject secret = {{"apiVersion", "v1"},
                         {"kind", "Secret"},
                         {"metadata", {{"name", absl::StrCat("tls-", role)}}},
@@ -92,23 +91,22 @@ void UseHostVolumes(const RenderOptions& options, const std::string& ns,
     const std::string volume = absl::StrCat(ns, "-", name);
     spec["storageClassName"] = "";
     spec["volumeName"] = volume;
-    volumes.push_back(
-        {{"apiVersion", "v1"},
-         {"kind", "PersistentVolume"},
-         {"metadata", {{"name", volume}}},
-         {"spec",
-          {{"accessModes", spec["accessModes"]},
-           {"capacity", spec["resources"]["requests"]},
-           {"persistentVolumeReclaimPolicy", "Retain"},
-           {"storageClassName", ""},
-           {"claimRef",
-            {{"apiVersion", "v1"},
-             {"kind", "PersistentVolumeClaim"},
-             {"name", claim},
-             {"namespace", ns}}},
-           {"hostPath",
-            {{"path", JoinPath(options.host_volumes, name)},
-             {"type", "DirectoryOrCreate"}}}}}});
+    volumes.push_back({{"apiVersion", "v1"},
+                       {"kind", "PersistentVolume"},
+                       {"metadata", {{"name", volume}}},
+                       {"spec",
+                        {{"accessModes", spec["accessModes"]},
+                         {"capacity", spec["resources"]["requests"]},
+                         {"persistentVolumeReclaimPolicy", "Retain"},
+                         {"storageClassName", ""},
+                         {"claimRef",
+                          {{"apiVersion", "v1"},
+                           {"kind", "PersistentVolumeClaim"},
+                           {"name", claim},
+                           {"namespace", ns}}},
+                         {"hostPath",
+                          {{"path", JoinPath(options.host_volumes, name)},
+                           {"type", "DirectoryOrCreate"}}}}}});
   };
   for (K8sObject& object : *objects) {
     if (object["kind"] == "PersistentVolumeClaim") {
@@ -202,16 +200,15 @@ absl::StatusOr<std::vector<K8sObject>> RenderRun(
     objects.insert(objects.end(), parsed->begin(), parsed->end());
   }
   // The namespace first, then what others refer to.
-  std::stable_sort(objects.begin(), objects.end(),
-                   [](const K8sObject& a, const K8sObject& b) {
-                     const auto rank = [](const K8sObject& object) {
-                       const std::string kind = object["kind"];
-                       return kind == "Namespace"        ? 0
-                              : kind == "ServiceAccount" ? 1
-                                                         : 2;
-                     };
-                     return rank(a) < rank(b);
-                   });
+  std::stable_sort(
+      objects.begin(), objects.end(),
+      [](const K8sObject& a, const K8sObject& b) {
+        const auto rank = [](const K8sObject& object) {
+          const std::string kind = object["kind"];
+          return kind == "Namespace" ? 0 : kind == "ServiceAccount" ? 1 : 2;
+        };
+        return rank(a) < rank(b);
+      });
   K8sObject map = {{"apiVersion", "v1"},
                    {"kind", "ConfigMap"},
                    {"metadata", {{"name", "run"}}},

@@ -16,21 +16,20 @@ K8sObject ScalarValue(const YamlNode& node) {
   if (text == "true") return true;
   if (text == "false") return false;
   if (text == "null" || text == "~" || text.empty()) return nullptr;
-  const bool digits = std::all_of(text.begin(), text.end(), [](char c) {
-    return c >= '0' && c <= '9';
-  });
+  const bool digits = std::all_of(text.begin(), text.end(),
+                                  [](char c) { return c >= '0' && c <= '9'; });
   if (digits && text.size() > 1 && text[0] == '0') {
-    const bool octal = std::all_of(text.begin(), text.end(),
-                                   [](char c) { return c <= '7'; });
+    const bool octal =
+        std::all_of(text.begin(), text.end(), [](char c) { return c <= '7'; });
     if (octal && text.size() < 12) return std::stoll(text, nullptr, 8);
     return text;
   }
   int64_t whole = 0;
   if (absl::SimpleAtoi(text, &whole)) return whole;
   double real = 0;
-  const bool numeric = !text.empty() &&
-                       text.find_first_not_of("0123456789.eE+-") ==
-                           std::string::npos;
+  const bool numeric =
+      !text.empty() &&
+      text.find_first_not_of("0123456789.eE+-") == std::string::npos;
   if (numeric && absl::SimpleAtod(text, &real)) return real;
   return text;
 }
@@ -93,8 +92,7 @@ std::string Scalar(const K8sObject& value) {
   return value.dump();  // a JSON scalar is a YAML scalar
 }
 
-void Print(const K8sObject& value, const std::string& indent,
-           std::string* out);
+void Print(const K8sObject& value, const std::string& indent, std::string* out);
 
 // What follows "key:" or "-" on the same line, or a block below it.
 void PrintChild(const K8sObject& value, const std::string& indent,
@@ -106,13 +104,13 @@ void PrintChild(const K8sObject& value, const std::string& indent,
   }
   if (value.is_string()) {
     const std::string& text = value.get_ref<const std::string&>();
-    const bool block = text.find('\n') != std::string::npos &&
-                       text.back() == '\n' && text[0] != ' ' &&
-                       text[0] != '\n' &&
-                       (text.size() < 2 || text[text.size() - 2] != '\n') &&
-                       std::all_of(text.begin(), text.end(), [](char c) {
-                         return c == '\n' || static_cast<unsigned char>(c) >= 32;
-                       });
+    const bool block =
+        text.find('\n') != std::string::npos && text.back() == '\n' &&
+        text[0] != ' ' && text[0] != '\n' &&
+        (text.size() < 2 || text[text.size() - 2] != '\n') &&
+        std::all_of(text.begin(), text.end(), [](char c) {
+          return c == '\n' || static_cast<unsigned char>(c) >= 32;
+        });
     if (block) {
       *out += " |\n";
       size_t begin = 0;
@@ -159,9 +157,9 @@ absl::StatusOr<std::vector<K8sObject>> ParseObjects(std::string_view text) {
     std::variant<YamlNode, YamlError> tree = ParseYaml(document);
     document.clear();
     if (const auto* error = std::get_if<YamlError>(&tree)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "document ", objects.size() + 1, ": ", error->line, ":",
-          error->column, ": ", error->message));
+      return absl::InvalidArgumentError(
+          absl::StrCat("document ", objects.size() + 1, ": ", error->line, ":",
+                       error->column, ": ", error->message));
     }
     COX_ASSIGN_OR_RETURN(K8sObject value, ToJson(std::get<YamlNode>(tree)));
     if (!value.is_null()) objects.push_back(std::move(value));

@@ -64,8 +64,7 @@ void PrintReport(const RecordedRun& run, const AuditReport& report) {
   }
   std::printf("ledger verify: %zu invariants, %d violated, %.1f MB hashed%s\n",
               report.findings.size(), bad,
-              static_cast<double>(report.payload_bytes) / 1e6,
-              retired.c_str());
+              static_cast<double>(report.payload_bytes) / 1e6, retired.c_str());
 }
 
 Json ReportJson(const RecordedRun& run, const AuditReport& report) {
@@ -178,8 +177,7 @@ std::vector<Json> VersionRows(const RecordedRun& run, const Filter& filter) {
   return rows;
 }
 
-std::vector<Json> CheckpointRows(const RecordedRun& run,
-                                 const Filter& filter) {
+std::vector<Json> CheckpointRows(const RecordedRun& run, const Filter& filter) {
   std::vector<Json> rows;
   for (size_t i = 0; i < run.state().checkpoints.size(); ++i) {
     const CheckpointRow& row = run.state().checkpoints[i];
@@ -205,10 +203,10 @@ std::vector<Json> EventRows(const RecordedRun& run) {
   for (const EventRow& row : run.state().events) {
     Json json;
     json["number"] = row.number;
-    json["time"] = absl::FormatTime(
-        "%Y-%m-%dT%H:%M:%E3SZ",
-        absl::UnixEpoch() + absl::Seconds(row.wall_time_s),
-        absl::UTCTimeZone());
+    json["time"] =
+        absl::FormatTime("%Y-%m-%dT%H:%M:%E3SZ",
+                         absl::UnixEpoch() + absl::Seconds(row.wall_time_s),
+                         absl::UTCTimeZone());
     json["kind"] = row.kind;
     json["text"] = row.text;
     rows.push_back(std::move(json));
@@ -221,9 +219,9 @@ std::vector<Json> EventRows(const RecordedRun& run) {
 absl::StatusOr<std::optional<CheckpointFacts>> ReadCheckpointFacts(
     const RecordedRun& run, const CheckpointRow& row) {
   const auto read = [&]() -> absl::StatusOr<CheckpointFacts> {
-    COX_ASSIGN_OR_RETURN(const CheckpointManifest manifest,
-                         VerifyCheckpoint(run.fs(), run.DirectoryOf(row),
-                                          row.manifest_sha256));
+    COX_ASSIGN_OR_RETURN(
+        const CheckpointManifest manifest,
+        VerifyCheckpoint(run.fs(), run.DirectoryOf(row), row.manifest_sha256));
     CheckpointFacts facts;
     facts.run_id = manifest.identity.run_id;
     facts.stage = manifest.identity.stage;
@@ -286,8 +284,7 @@ int VerifyLedger(const std::string& run_dir, bool json) {
                  "written: the file is damaged or was changed by hand\n",
                  run_dir.c_str());
   }
-  return report.ok() && run->record().digest_ok ? kExitDone
-                                                : kExitCheckFailed;
+  return report.ok() && run->record().digest_ok ? kExitDone : kExitCheckFailed;
 }
 
 int ShowLedger(const LedgerShowOptions& options) {

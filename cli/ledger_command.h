@@ -20,8 +20,8 @@ int VerifyLedger(const std::string& run_dir, bool json);
 
 struct LedgerShowOptions {
   std::string run_dir;
-  std::string stage;   // "" = all
-  int64_t step = -1;   // < 0 = all
+  std::string stage;  // "" = all
+  int64_t step = -1;  // < 0 = all
   bool units = false;
   bool events = false;
   bool versions = false;

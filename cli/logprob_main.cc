@@ -52,9 +52,9 @@ absl::StatusOr<std::vector<Sequence>> ReadSequences(const std::string& path) {
     sequence.prompt = static_cast<int64_t>(sequence.ids.size());
     good = good && AppendIds(json, "response", &sequence.ids);
     if (!good) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ":", sequences.size() + 1,
-          ": expected {\"prompt\":[ids],\"response\":[ids]}"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ":", sequences.size() + 1,
+                       ": expected {\"prompt\":[ids],\"response\":[ids]}"));
     }
     sequences.push_back(std::move(sequence));
   }
@@ -83,8 +83,8 @@ absl::Status Run(const std::string& model, const std::string& input,
   COX_RETURN_IF_ERROR(InitTorch(EngineOptions()).status());
   request.batch = static_cast<int64_t>(sequences.size());
   for (const Sequence& sequence : sequences) {
-    request.length = std::max(request.length,
-                              static_cast<int64_t>(sequence.ids.size()));
+    request.length =
+        std::max(request.length, static_cast<int64_t>(sequence.ids.size()));
   }
   for (const Sequence& sequence : sequences) {
     request.ids.insert(request.ids.end(), sequence.ids.begin(),

@@ -7,16 +7,16 @@
 #include "CLI/CLI.hpp"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "cli/chaos_command.h"
 #include "cli/bench_command.h"
 #include "cli/certs_command.h"
+#include "cli/chaos_command.h"
 #include "cli/ckpt_command.h"
 #include "cli/config_command.h"
 #include "cli/doctor_command.h"
 #include "cli/exec_sibling.h"
 #include "cli/import_command.h"
-#include "cli/ledger_command.h"
 #include "cli/k8s_command.h"
+#include "cli/ledger_command.h"
 #include "cli/metric_command.h"
 #include "cli/operator_command.h"
 #include "cli/plan_command.h"
@@ -107,8 +107,8 @@ void AddRunCommands(CLI::App& app, Arguments& a, int& code) {
     if (a.name.empty()) std::swap(a.name, a.target.run_dir);
     double value = -1;
     if (!absl::SimpleAtod(a.name, &value)) {
-      throw CLI::ValidationError("value", "a number expected, found '" +
-                                              a.name + "'");
+      throw CLI::ValidationError("value",
+                                 "a number expected, found '" + a.name + "'");
     }
     code = SetKlCoef(a.target, value);
   });
@@ -133,9 +133,8 @@ void AddRunCommands(CLI::App& app, Arguments& a, int& code) {
   samples->add_option("--stage", a.stage);
   samples->add_option("--step", a.step);
   samples->add_option("--limit", a.limit)->check(CLI::Range(1, 100000));
-  samples->callback([&] {
-    code = ShowSamples(a.target.run_dir, a.stage, a.step, a.limit);
-  });
+  samples->callback(
+      [&] { code = ShowSamples(a.target.run_dir, a.stage, a.step, a.limit); });
 
   CLI::App* logs = app.add_subcommand("logs", "last lines of the roles' logs");
   logs->add_option("run", a.target.run_dir)->required();
@@ -203,8 +202,9 @@ void AddFileCommands(CLI::App& app, Arguments& a, int& code) {
       "plan", "bytes, memory and step time of a run, before it runs");
   plan->add_option("file", a.plan.file, "run.yaml")->required();
   plan->add_option("overrides", a.plan.overrides, "a.b.c=value ...");
-  plan->add_option("--cluster", a.plan.cluster,
-                   "YAML file (docs/planning.md); local = measure this machine");
+  plan->add_option(
+      "--cluster", a.plan.cluster,
+      "YAML file (docs/planning.md); local = measure this machine");
   plan->add_option("--prompt-tokens", a.plan.prompt_tokens,
                    "mean; default generation.max_prompt_tokens");
   plan->add_option("--answer-tokens", a.plan.answer_tokens,
@@ -227,7 +227,8 @@ void AddFileCommands(CLI::App& app, Arguments& a, int& code) {
   exported->add_option("out", a.out, "folder to create")->required();
   exported->add_option("--model", a.name, "policy, policy_ema, critic, reward")
       ->default_val("policy");
-  exported->add_option("--dtype", a.dtype)->check(CLI::IsMember({"fp32", "bf16"}));
+  exported->add_option("--dtype", a.dtype)
+      ->check(CLI::IsMember({"fp32", "bf16"}));
   exported->callback(
       [&] { code = ExportCheckpoint(a.file, a.out, a.name, a.dtype); });
   CLI::App* imported =
@@ -241,8 +242,9 @@ void AddFileCommands(CLI::App& app, Arguments& a, int& code) {
 
   CLI::App* selftest = app.add_subcommand(
       "selftest", "train on tasks with a known optimum and compare");
-  selftest->add_option("--algorithm", a.selftest.algorithms,
-                       "only these (default: all)")
+  selftest
+      ->add_option("--algorithm", a.selftest.algorithms,
+                   "only these (default: all)")
       ->check(CLI::IsMember({"ppo", "rloo", "grpo", "reinforce_pp"}));
   selftest->add_option("--jobs", a.selftest.jobs, "runs at a time")
       ->check(CLI::Range(1, 64));
@@ -262,11 +264,13 @@ void AddRecordCommands(CLI::App& app, Arguments& a, int& code) {
   CLI::App* ledger = app.add_subcommand("ledger", "what the run recorded");
   ledger->require_subcommand(1);
   CLI::App* verify = ledger->add_subcommand(
-      "verify", "check every invariant; reads only, also while the run is live");
+      "verify",
+      "check every invariant; reads only, also while the run is live");
   verify->add_option("run", a.show.run_dir, "run directory")->required();
   verify->add_flag("--json", a.show.json);
   verify->callback([&] { code = VerifyLedger(a.show.run_dir, a.show.json); });
-  CLI::App* show = ledger->add_subcommand("show", "steps, or what is asked for");
+  CLI::App* show =
+      ledger->add_subcommand("show", "steps, or what is asked for");
   show->add_option("run", a.show.run_dir, "run directory")->required();
   show->add_option("--stage", a.show.stage, "name or number");
   show->add_option("--step", a.show.step);
@@ -279,8 +283,9 @@ void AddRecordCommands(CLI::App& app, Arguments& a, int& code) {
 
   CLI::App* why = app.add_subcommand("why", "where a sample comes from");
   why->add_option("run", a.show.run_dir, "run directory")->required();
-  why->add_option("--sample", a.name, "s4.12.3/5.0 as `cox samples` prints it, "
-                                      "or a unit, s4.12.3")
+  why->add_option("--sample", a.name,
+                  "s4.12.3/5.0 as `cox samples` prints it, "
+                  "or a unit, s4.12.3")
       ->required();
   why->add_flag("--json", a.show.json);
   why->callback(
@@ -398,12 +403,14 @@ int main(int argc, char** argv) {
   cox::AddRecordCommands(app, arguments, code);
   app.add_subcommand("chat", "talk to a policy: cox chat CHECKPOINT");
   app.add_subcommand("bench", "measure this machine: cox bench NAME");
-  app.add_subcommand("replay", "compute a logged step again: cox replay RUN "
-                               "--step N");
+  app.add_subcommand("replay",
+                     "compute a logged step again: cox replay RUN "
+                     "--step N");
   if (argc > 1 && argv[1][0] != '-' &&
       app.get_subcommands([argv](const CLI::App* command) {
            return command->get_name() == argv[1];
-         }).empty()) {
+         })
+          .empty()) {
     std::fprintf(stderr, "cox: no command '%s'; `cox --help` lists them\n",
                  argv[1]);
     return cox::kExitUsage;

@@ -65,9 +65,8 @@ absl::StatusOr<std::map<std::string, double>> EvalMetrics(
   EvalOptions options;
   options.bootstrap = config.eval().bootstrap();
   options.seed = config.seed();
-  COX_ASSIGN_OR_RETURN(
-      EvalOutput output,
-      MakeEvalOutput(options, reference, policy, {}, nullptr));
+  COX_ASSIGN_OR_RETURN(EvalOutput output,
+                       MakeEvalOutput(options, reference, policy, {}, nullptr));
   return std::move(output.metrics);
 }
 
@@ -75,8 +74,8 @@ absl::StatusOr<std::map<std::string, double>> EvalMetrics(
 
 bool DependsOnExecution(std::string_view metric) {
   return metric.starts_with("timing_s/") || metric.starts_with("perf/") ||
-         metric.starts_with("checkpoint/") ||
-         metric == "eps" || metric.ends_with("tokens_s");
+         metric.starts_with("checkpoint/") || metric == "eps" ||
+         metric.ends_with("tokens_s");
 }
 
 absl::StatusOr<cox::v1::RunConfig> RecordedConfig(const RecordedRun& run) {
@@ -124,8 +123,8 @@ void MetricComparison::Add(const std::string& where, const std::string& name,
                            const char* source, double recorded,
                            double computed) {
   MetricVerdict& verdict = verdicts_[name];
-  const bool equal = recorded == computed ||
-                     (std::isnan(recorded) && std::isnan(computed));
+  const bool equal =
+      recorded == computed || (std::isnan(recorded) && std::isnan(computed));
   const double difference = equal ? 0.0 : std::abs(recorded - computed);
   verdict.max_difference = std::isnan(difference)
                                ? std::numeric_limits<double>::infinity()
@@ -154,9 +153,8 @@ void MetricComparison::Compare(int32_t stage, int64_t step,
       continue;
     }
     ++verdicts_[name].steps;
-    Add(where, name, "the ledger has", found == row.end()
-                                           ? std::nan("")
-                                           : found->second, value);
+    Add(where, name, "the ledger has",
+        found == row.end() ? std::nan("") : found->second, value);
     const std::map<std::string, double>* logged = Logged(stage, step);
     if (logged != nullptr) {
       const auto line = logged->find(name);
@@ -192,13 +190,12 @@ std::string MetricComparison::Text() const {
   for (const auto& [name, verdict] : verdicts_) {
     values += verdict.steps;
     differing += verdict.differing > 0 ? 1 : 0;
-    absl::StrAppendFormat(
-        &out, "%-28s %8d %14.3g  %s\n", name, verdict.steps,
-        verdict.max_difference,
-        verdict.differing == 0
-            ? "equal"
-            : absl::StrCat("DIFFERS in ", verdict.differing, ", first at ",
-                           verdict.first));
+    absl::StrAppendFormat(&out, "%-28s %8d %14.3g  %s\n", name, verdict.steps,
+                          verdict.max_difference,
+                          verdict.differing == 0
+                              ? "equal"
+                              : absl::StrCat("DIFFERS in ", verdict.differing,
+                                             ", first at ", verdict.first));
   }
   absl::StrAppend(&out, "explain: ", verdicts_.size(), " metrics, ", values,
                   " values recomputed, ",

@@ -25,10 +25,10 @@ namespace cox {
 bool DependsOnExecution(std::string_view metric);
 
 struct MetricVerdict {
-  int64_t steps = 0;       // compared
-  int64_t differing = 0;   // beyond the tolerance
+  int64_t steps = 0;      // compared
+  int64_t differing = 0;  // beyond the tolerance
   double max_difference = 0;
-  std::string first;       // "ppo step 3: ledger 0.5, recomputed 0.25"
+  std::string first;  // "ppo step 3: ledger 0.5, recomputed 0.25"
 };
 
 class MetricComparison {

@@ -110,8 +110,8 @@ int CheckMetric(ExplainOptions options) {
     std::fflush(stdout);
     return CheckByReplay(options);
   }
-  std::fputs(
-      (options.json ? comparison->Json() : comparison->Text()).c_str(), stdout);
+  std::fputs((options.json ? comparison->Json() : comparison->Text()).c_str(),
+             stdout);
   return comparison->ok() ? kExitDone : kExitCheckFailed;
 }
 

@@ -7,12 +7,12 @@
 namespace cox {
 
 struct ExplainOptions {
-  std::string metric;   // name or alias; "" = all
-  std::string check;    // a run directory whose record is computed again
+  std::string metric;  // name or alias; "" = all
+  std::string check;   // a run directory whose record is computed again
   std::string stage;
-  int64_t step = 0;     // 0 = all
-  int64_t to = 0;       // 0 = `step`
-  int ranks = 0;        // 0 = those of the run
+  int64_t step = 0;  // 0 = all
+  int64_t to = 0;    // 0 = `step`
+  int ranks = 0;     // 0 = those of the run
   double tolerance = 0;
   bool json = false;
 };

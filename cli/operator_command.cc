@@ -106,8 +106,7 @@ int ShowStatus(const RunTarget& target) {
   std::printf("run %s (%s): %s, epoch %lld, generation %lld, up %.0f s\n",
               status->name().c_str(), status->run_id().substr(0, 8).c_str(),
               status->state().c_str(), static_cast<long long>(status->epoch()),
-              static_cast<long long>(status->generation()),
-              status->uptime_s());
+              static_cast<long long>(status->generation()), status->uptime_s());
   if (!status->failure().empty()) {
     std::printf("failure: %s\n", status->failure().c_str());
   }
@@ -124,14 +123,14 @@ int ShowStatus(const RunTarget& target) {
     std::printf("  given up: %s\n", unit.c_str());
   }
   for (const auto& session : status->sessions()) {
-    std::printf("  %-12s %-6s %6.0f MB  %s for %s%s\n", session.name().c_str(),
-                session.alive() ? "alive" : "gone",
-                static_cast<double>(session.rss_bytes()) / 1e6,
-                session.state().c_str(), Seconds(session.state_ms()).c_str(),
-                session.waiting_for().empty()
-                    ? ""
-                    : absl::StrCat(", waits for ", session.waiting_for())
-                          .c_str());
+    std::printf(
+        "  %-12s %-6s %6.0f MB  %s for %s%s\n", session.name().c_str(),
+        session.alive() ? "alive" : "gone",
+        static_cast<double>(session.rss_bytes()) / 1e6, session.state().c_str(),
+        Seconds(session.state_ms()).c_str(),
+        session.waiting_for().empty()
+            ? ""
+            : absl::StrCat(", waits for ", session.waiting_for()).c_str());
   }
   for (const auto& metric : status->last_metrics()) {
     std::printf("  %-28s %.6g\n", metric.name().c_str(), metric.value());
@@ -184,9 +183,9 @@ int ScaleRun(const RunTarget& target, const std::string& what) {
   int32_t replicas = 0;
   if (equals == std::string::npos ||
       !absl::SimpleAtoi(what.substr(equals + 1), &replicas)) {
-    return Fail("scale", absl::InvalidArgumentError(absl::StrCat(
-                             "expected ROLE=N as in actor=3, found '", what,
-                             "'")));
+    return Fail("scale",
+                absl::InvalidArgumentError(absl::StrCat(
+                    "expected ROLE=N as in actor=3, found '", what, "'")));
   }
   auto client = ConnectTo(target);
   const auto step = client->Scale(what.substr(0, equals), replicas);
@@ -269,29 +268,28 @@ int ShowLogs(const std::string& run_dir, const std::string& name,
     }
   }
   if (!found) {
-    return Fail("logs", absl::NotFoundError(absl::StrCat(
-                            dir, " has no log of '", name, "'")));
+    return Fail("logs", absl::NotFoundError(
+                            absl::StrCat(dir, " has no log of '", name, "'")));
   }
   return kExitDone;
 }
 
 int ExportLabels(const std::string& run_dir, const std::string& out) {
-  auto text =
-      Fs::Real().ReadAll(JoinPath(run_dir, "collect_samples.jsonl"));
+  auto text = Fs::Real().ReadAll(JoinPath(run_dir, "collect_samples.jsonl"));
   if (!text.ok()) {
-    return Fail("labels export",
-                Annotate(text.status(),
-                         "no samples wait for labels in this run"));
+    return Fail(
+        "labels export",
+        Annotate(text.status(), "no samples wait for labels in this run"));
   }
   if (absl::Status status = WriteFileDurably(Fs::Real(), out, *text);
       !status.ok()) {
     return Fail("labels export", status);
   }
-  std::printf("labels: %lld prompts to rank in %s; add \"ranking\": [rank of "
-              "each response, 1 = best] to each row\n",
-              static_cast<long long>(
-                  std::count(text->begin(), text->end(), '\n')),
-              out.c_str());
+  std::printf(
+      "labels: %lld prompts to rank in %s; add \"ranking\": [rank of "
+      "each response, 1 = best] to each row\n",
+      static_cast<long long>(std::count(text->begin(), text->end(), '\n')),
+      out.c_str());
   return kExitDone;
 }
 
@@ -305,8 +303,7 @@ int ImportLabels(const std::string& run_dir, const std::string& file) {
   for (const auto& [number, line] : *samples) {
     const Json row = Json::parse(line, nullptr, false);
     if (row.is_object()) {
-      expected[row.value("prompt_id", uint64_t{0})] =
-          row["responses"].size();
+      expected[row.value("prompt_id", uint64_t{0})] = row["responses"].size();
     }
   }
   auto lines = ReadLines(file);
@@ -328,8 +325,8 @@ int ImportLabels(const std::string& run_dir, const std::string& file) {
     }
     const auto id = row["prompt_id"].get<uint64_t>();
     if (!expected.contains(id) || !seen.insert(id).second) {
-      return bad(absl::StrCat("prompt_id ", id,
-                              " is unknown or was ranked before"));
+      return bad(
+          absl::StrCat("prompt_id ", id, " is unknown or was ranked before"));
     }
     if (row["ranking"].size() != expected[id]) {
       return bad(absl::StrCat("expected ", expected[id], " ranks, found ",
@@ -342,7 +339,8 @@ int ImportLabels(const std::string& run_dir, const std::string& file) {
                                 ", found ", rank.dump()));
       }
     }
-    labels += Json{{"prompt_id", id}, {"ranking", row["ranking"]}}.dump() + "\n";
+    labels +=
+        Json{{"prompt_id", id}, {"ranking", row["ranking"]}}.dump() + "\n";
   }
   if (seen.size() != expected.size()) {
     return Fail("labels import",

@@ -30,8 +30,8 @@ absl::StatusOr<ModelConfig> ModelOf(const v1::RunConfig& config) {
                          ReadModelTexts(Fs::Real(), config.model().init()));
     return ModelConfig::FromJson(folder.config_json);
   }
-  return ModelFromSettings(config.model(), config.tokenizer().vocab_size(),
-                           {0}, 1);
+  return ModelFromSettings(config.model(), config.tokenizer().vocab_size(), {0},
+                           1);
 }
 
 RunSizes SizesOf(const v1::RunConfig& config, const ModelConfig& model,
@@ -78,11 +78,9 @@ Json Probes(const v1::RunConfig& config, const RunSizes& sizes,
   probes["config"] = model.ToJson();
   probes["threads"] = config.roles().threads();
   probes["device"] = config.roles().device();
-  probes["train_rows"] =
-      std::max<int64_t>(1, static_cast<int64_t>(
-                               static_cast<double>(lm.batch()) / shards));
-  probes["train_length"] =
-      std::min(lm.sequence_length(), model.max_positions);
+  probes["train_rows"] = std::max<int64_t>(
+      1, static_cast<int64_t>(static_cast<double>(lm.batch()) / shards));
+  probes["train_length"] = std::min(lm.sequence_length(), model.max_positions);
   probes["score_rows"] = std::max(1, config.ppo().unit_prompts());
   probes["score_length"] = std::min(length, model.max_positions);
   probes["prompt_tokens"] = static_cast<int64_t>(sizes.prompt_tokens);
@@ -103,9 +101,10 @@ absl::StatusOr<Json> RunRates(const Json& probes) {
   const absl::StatusOr<std::string> text = Fs::Real().ReadAll(out);
   static_cast<void>(Fs::Real().RemoveAll(path));
   static_cast<void>(Fs::Real().RemoveAll(out));
-  COX_RETURN_IF_ERROR(Annotate(
-      pid.status(), "rates are measured by cox-rates, which needs LibTorch; "
-                    "give them in --cluster"));
+  COX_RETURN_IF_ERROR(
+      Annotate(pid.status(),
+               "rates are measured by cox-rates, which needs LibTorch; "
+               "give them in --cluster"));
   if (!exit.exited || exit.code != 0 || !text.ok()) {
     return absl::InternalError("cox-rates failed; give rates in --cluster");
   }
@@ -137,8 +136,7 @@ absl::Status Calibrate(const v1::RunConfig& config, const RunSizes& sizes,
       number(probes, "train_rows") * number(probes, "train_length");
   const double score_tokens =
       number(probes, "score_rows") * number(probes, "score_length");
-  const double answers =
-      number(probes, "score_rows") * sizes.answer_tokens;
+  const double answers = number(probes, "score_rows") * sizes.answer_tokens;
   const auto fill = [](double* value, double found) {
     if (*value == 0) *value = found;
   };
@@ -214,16 +212,18 @@ void PrintTable(const RunEstimate& run, const ClusterSpec& spec,
                 stage.payload_bytes / 1e6, stage.checkpoint_bytes / 1e6,
                 stage.bottleneck.c_str());
     for (const RoleEstimate& role : stage.roles) {
-      std::printf("  %-11s x%-3lld busy %7.3f s  weights %8.2f MB  memory "
-                  "%8.1f MB  sends %8.3f MB\n",
-                  role.role.c_str(), static_cast<long long>(role.processes),
-                  role.busy_s, role.weight_bytes / 1e6,
-                  role.memory_bytes / 1e6, role.sent_bytes / 1e6);
+      std::printf(
+          "  %-11s x%-3lld busy %7.3f s  weights %8.2f MB  memory "
+          "%8.1f MB  sends %8.3f MB\n",
+          role.role.c_str(), static_cast<long long>(role.processes),
+          role.busy_s, role.weight_bytes / 1e6, role.memory_bytes / 1e6,
+          role.sent_bytes / 1e6);
     }
   }
-  std::printf("\nall processes together: %.2f GB; stages with known steps: "
-              "%.0f s\n",
-              run.memory_bytes / 1e9, run.total_s);
+  std::printf(
+      "\nall processes together: %.2f GB; stages with known steps: "
+      "%.0f s\n",
+      run.memory_bytes / 1e9, run.total_s);
   for (const std::string& warning : run.warnings) {
     std::printf("note: %s\n", warning.c_str());
   }
@@ -258,8 +258,7 @@ absl::Status Plan(const PlanCommandOptions& options) {
 int PlanRun(const PlanCommandOptions& options) {
   const absl::Status status = Plan(options);
   if (status.ok()) return kExitDone;
-  std::fprintf(stderr, "cox plan: %s\n",
-               std::string(status.message()).c_str());
+  std::fprintf(stderr, "cox plan: %s\n", std::string(status.message()).c_str());
   return ExitCodeFor(status);
 }
 

@@ -29,8 +29,8 @@ constexpr double kSavedPerLayer = 16;
 
 struct KeyOfSpec {
   const char* name;
-  double ClusterSpec::* number;
-  int64_t ClusterSpec::* count;
+  double ClusterSpec::*number;
+  int64_t ClusterSpec::*count;
 };
 constexpr KeyOfSpec kKeys[] = {
     {"nodes", nullptr, &ClusterSpec::nodes},
@@ -68,8 +68,8 @@ absl::Status SetKey(const YAML::Node& key, const YAML::Node& value,
   double number = 0;
   if (!value.IsScalar() || !YAML::convert<double>::decode(value, number) ||
       !std::isfinite(number) || number < 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        where, text, ": expected a number of at least 0"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(where, text, ": expected a number of at least 0"));
   }
   if (found->number != nullptr) {
     spec.*found->number = number;
@@ -116,9 +116,9 @@ class Estimator {
     const double room =
         1e9 * cluster_.memory_gb * static_cast<double>(cluster_.nodes);
     if (room > 0 && run.memory_bytes > room) {
-      run.warnings.push_back(absl::StrCat(
-          "memory: ", run.memory_bytes / 1e9, " GB are needed, the cluster has ",
-          room / 1e9));
+      run.warnings.push_back(absl::StrCat("memory: ", run.memory_bytes / 1e9,
+                                          " GB are needed, the cluster has ",
+                                          room / 1e9));
     }
     return run;
   }
@@ -127,12 +127,12 @@ class Estimator {
   // Of `busy` processes with threads of work; more than cores share them.
   double Slowdown(double busy) const {
     if (cluster_.gpus > 0) {
-      return std::max(1.0, busy / static_cast<double>(cluster_.gpus *
-                                                      cluster_.nodes));
+      return std::max(
+          1.0, busy / static_cast<double>(cluster_.gpus * cluster_.nodes));
     }
-    return std::max(1.0, busy * std::max(1, config_.roles().threads()) /
-                             (cluster_.cores *
-                              static_cast<double>(cluster_.nodes)));
+    return std::max(1.0,
+                    busy * std::max(1, config_.roles().threads()) /
+                        (cluster_.cores * static_cast<double>(cluster_.nodes)));
   }
   double Seconds(double flops, double gflop_s) const {
     const double threads =
@@ -149,11 +149,10 @@ class Estimator {
   }
   // One optimizer step, with the sum over ranks.
   double UpdateSeconds() const {
-    const double own =
-        cluster_.update_mparams_s > 0
-            ? static_cast<double>(sizes_.parameters) /
-                  (1e6 * cluster_.update_mparams_s)
-            : 0;
+    const double own = cluster_.update_mparams_s > 0
+                           ? static_cast<double>(sizes_.parameters) /
+                                 (1e6 * cluster_.update_mparams_s)
+                           : 0;
     return own + Wire(ranks_ > 1 ? 2 * weights_ * (ranks_ - 1) / ranks_ : 0);
   }
   double Wire(double bytes) const {
@@ -167,9 +166,8 @@ class Estimator {
     role.role = name;
     role.processes = processes;
     role.weight_bytes = weight_bytes;
-    role.memory_bytes =
-        1e6 * (cluster_.process_mb + cluster_.service_mb) + weight_bytes +
-        extra;
+    role.memory_bytes = 1e6 * (cluster_.process_mb + cluster_.service_mb) +
+                        weight_bytes + extra;
     return role;
   }
   // What every stage has: idle roles are there too.
@@ -182,14 +180,13 @@ class Estimator {
     coordinator.sent_bytes = stage.payload_bytes * ranks_;
     coordinator.busy_s = 1e-3 * cluster_.commit_ms;
     stage.roles.push_back(coordinator);
-    RoleEstimate learner =
-        Role("learner", static_cast<int64_t>(ranks_), learner_weights,
-             learner_extra);
+    RoleEstimate learner = Role("learner", static_cast<int64_t>(ranks_),
+                                learner_weights, learner_extra);
     learner.sent_bytes =
         stage.broadcast_bytes + (ranks_ > 1 ? 2 * weights_ * (ranks_ - 1) : 0);
     stage.roles.push_back(learner);
-    stage.roles.push_back(Role("actor", config_.roles().actors(),
-                               serves ? 2 * weights_ : 0, 0));
+    stage.roles.push_back(
+        Role("actor", config_.roles().actors(), serves ? 2 * weights_ : 0, 0));
     stage.roles.push_back(Role("reward", config_.roles().rewards(),
                                serves ? 2 * weights_ : 0, 0));
   }
@@ -207,8 +204,7 @@ class Estimator {
     return Preference(name);
   }
 
-  StageEstimate Text(const std::string& name,
-                     const v1::LmSettings& lm) const {
+  StageEstimate Text(const std::string& name, const v1::LmSettings& lm) const {
     const double rows = static_cast<double>(lm.batch()) / ranks_;
     const double length = static_cast<double>(lm.sequence_length());
     return Supervised(name, lm.steps(), rows, length, rows * length);
@@ -262,17 +258,15 @@ class Estimator {
     const double length = sizes_.prompt_tokens + sizes_.answer_tokens;
     const double actors = std::max(1, config_.roles().actors());
     const double rewards = std::max(1, config_.roles().rewards());
-    const double generate =
-        Seconds(ForwardFlops(sizes_, rows * length, length,
-                             rows * sizes_.answer_tokens),
-                cluster_.decode_gflop_s) +
-        1e-3 * cluster_.unit_ms;
+    const double generate = Seconds(ForwardFlops(sizes_, rows * length, length,
+                                                 rows * sizes_.answer_tokens),
+                                    cluster_.decode_gflop_s) +
+                            1e-3 * cluster_.unit_ms;
     // The reward model's pass and the reference's.
-    const double score =
-        scored ? ScoreSeconds(rows * length, length, 0) +
-                     ScoreSeconds(rows * length, length,
-                                  rows * sizes_.answer_tokens)
-               : 0;
+    const double score = scored ? ScoreSeconds(rows * length, length, 0) +
+                                      ScoreSeconds(rows * length, length,
+                                                   rows * sizes_.answer_tokens)
+                                : 0;
     r.generate_s = std::ceil(units / actors) * generate;
     r.score_s = units / rewards * score;
     // Generation and scoring overlap but for the last unit; together they
@@ -291,9 +285,9 @@ class Estimator {
 
   StageEstimate Collect(const std::string& name) const {
     const bool collect = name == "collect";
-    const double prompts = static_cast<double>(
-        collect ? config_.collect().max_prompts()
-                : config_.eval().max_prompts());
+    const double prompts =
+        static_cast<double>(collect ? config_.collect().max_prompts()
+                                    : config_.eval().max_prompts());
     const double samples = collect ? config_.collect().samples_per_prompt()
                                    : config_.eval().best_of();
     const double unit = collect ? config_.collect().unit_prompts()
@@ -354,21 +348,20 @@ class Estimator {
     const double publish = 1e-3 * cluster_.commit_ms +
                            Wire(stage.broadcast_bytes) +
                            Wire(stage.payload_bytes * ranks_);
-    const double shard = rows / std::max(1, ppo.minibatches()) * ranks_ /
-                         shards_;
-    AddRoles(stage,
-             ActivationBytes(sizes_, shard * length,
-                             shard * sizes_.answer_tokens),
-             (critic ? 2 : 1) * kTrainedCopies * weights_ +
-                 kServedCopies * weights_,
-             /*serves=*/true);
+    const double shard =
+        rows / std::max(1, ppo.minibatches()) * ranks_ / shards_;
+    AddRoles(
+        stage,
+        ActivationBytes(sizes_, shard * length, shard * sizes_.answer_tokens),
+        (critic ? 2 : 1) * kTrainedCopies * weights_ + kServedCopies * weights_,
+        /*serves=*/true);
     Find(stage, "learner").busy_s = train;
     Find(stage, "actor").busy_s = r.generate_s;
     Find(stage, "reward").busy_s = r.score_s;
     const bool overlapped = config_.schedule().mode() != "sync";
     stage.step_s = overlapped ? std::max(train, r.wall_s) + publish
                               : train + r.wall_s + publish;
-    stage.bottleneck = train >= r.wall_s          ? "learner"
+    stage.bottleneck = train >= r.wall_s           ? "learner"
                        : r.generate_s >= r.score_s ? "actor"
                                                    : "reward";
     return stage;
@@ -387,8 +380,7 @@ class Estimator {
 double ForwardFlops(const RunSizes& s, double tokens, double length,
                     double heads) {
   const double table = static_cast<double>(s.vocab * s.hidden);
-  const double trunk = std::max(
-      0.0, static_cast<double>(s.parameters) - table);
+  const double trunk = std::max(0.0, static_cast<double>(s.parameters) - table);
   const double attention =
       4.0 * length * static_cast<double>(s.hidden * s.layers);
   return tokens * (2 * trunk + attention) + heads * 2 * table;

@@ -2,9 +2,10 @@
 //
 // PROBES is a JSON object that `cox plan` writes: "config" (config.json of the
 // model), "threads", "device" and the shapes "train_rows" x "train_length",
-// "score_rows" x "score_length", "prompt_tokens", "new_tokens". OUT gets seconds
-// of one pass each ("train_s", "score_s", "generate_s", "update_s") and the memory
-// of a process that serves, private without the weights, and shared with others.
+// "score_rows" x "score_length", "prompt_tokens", "new_tokens". OUT gets
+// seconds of one pass each ("train_s", "score_s", "generate_s", "update_s") and
+// the memory of a process that serves, private without the weights, and shared
+// with others.
 
 #include <algorithm>
 #include <cstdio>
@@ -36,8 +37,8 @@ absl::StatusOr<double> Seconds(const std::function<absl::Status()>& pass) {
   COX_RETURN_IF_ERROR(pass());
   std::vector<double> times;
   const MonoTime begin = Clock::Real().Now();
-  while (times.size() < 3 ||
-         (times.size() < 50 && Clock::Real().Now() - begin < absl::Seconds(1))) {
+  while (times.size() < 3 || (times.size() < 50 &&
+                              Clock::Real().Now() - begin < absl::Seconds(1))) {
     const MonoTime start = Clock::Real().Now();
     COX_RETURN_IF_ERROR(pass());
     times.push_back(absl::ToDoubleSeconds(Clock::Real().Now() - start));
@@ -57,8 +58,7 @@ TokenBatch MakeBatch(int64_t rows, int64_t length, int64_t heads,
     const int64_t place = i % length;
     batch.scored.push_back(place + 1 < length && place + 1 >= length - heads);
   }
-  batch.lengths.assign(static_cast<size_t>(rows),
-                       static_cast<int32_t>(length));
+  batch.lengths.assign(static_cast<size_t>(rows), static_cast<int32_t>(length));
   return batch;
 }
 
@@ -87,7 +87,8 @@ absl::StatusOr<Json> Measure(const Json& probes) {
   const Manifest layout = ParameterLayout(config, "policy");
   std::vector<float> weights(layout.arena_bytes / sizeof(float));
   InitializeParameters(config, 1, weights);
-  COX_ASSIGN_OR_RETURN(const auto snapshot, SnapshotFromFloats(layout, weights));
+  COX_ASSIGN_OR_RETURN(const auto snapshot,
+                       SnapshotFromFloats(layout, weights));
   COX_RETURN_IF_ERROR(policy->Load(snapshot));
 
   const int64_t rows = probes.value("score_rows", int64_t{8});
@@ -97,8 +98,8 @@ absl::StatusOr<Json> Measure(const Json& probes) {
       MakeBatch(rows, probes.value("score_length", prompt + new_tokens),
                 new_tokens, config.vocab_size);
   COX_ASSIGN_OR_RETURN(const double score_s, Seconds([&] {
-    return policy->Logprobs(scored, 1.0, false).status();
-  }));
+                         return policy->Logprobs(scored, 1.0, false).status();
+                       }));
   out["score_s"] = score_s;
 
   GenerateRequest request;
@@ -110,8 +111,8 @@ absl::StatusOr<Json> Measure(const Json& probes) {
   request.seed = 1;
   request.max_new_tokens = new_tokens;
   COX_ASSIGN_OR_RETURN(const double generate_s, Seconds([&] {
-    return policy->Generate(request).status();
-  }));
+                         return policy->Generate(request).status();
+                       }));
   out["generate_s"] = generate_s;
 
   // Now the process is as large as one that serves: what the passes keep for
@@ -119,34 +120,35 @@ absl::StatusOr<Json> Measure(const Json& probes) {
   const double weights_bytes =
       2 * static_cast<double>(layout.arena_bytes) +
       static_cast<double>(weights.size() * sizeof(float));
-  out["private_bytes"] =
-      std::max(0.0, StatusBytes("RssAnon:") - weights_bytes);
+  out["private_bytes"] = std::max(0.0, StatusBytes("RssAnon:") - weights_bytes);
   out["shared_bytes"] = StatusBytes("RssFile:");
 
   COX_ASSIGN_OR_RETURN(const auto train, MakeTrainEngine(options));
   COX_RETURN_IF_ERROR(train->Load(snapshot));
   const int64_t length = probes.value("train_length", int64_t{32});
-  const TokenBatch text =
-      MakeBatch(probes.value("train_rows", int64_t{8}), length, length,
-                config.vocab_size);
-  COX_ASSIGN_OR_RETURN(const double train_s, Seconds([&] {
-    return train->AccumulateLogprobs(
-        text, 1.0, /*want_entropy=*/false,
-        [](const LogprobOutput& output, LogprobGradient* gradient) {
-          gradient->logprobs.assign(output.logprobs.size(), -1e-3f);
-          return absl::OkStatus();
-        });
-  }));
+  const TokenBatch text = MakeBatch(probes.value("train_rows", int64_t{8}),
+                                    length, length, config.vocab_size);
+  COX_ASSIGN_OR_RETURN(
+      const double train_s, Seconds([&] {
+        return train->AccumulateLogprobs(
+            text, 1.0, /*want_entropy=*/false,
+            [](const LogprobOutput& output, LogprobGradient* gradient) {
+              gradient->logprobs.assign(output.logprobs.size(), -1e-3f);
+              return absl::OkStatus();
+            });
+      }));
   out["train_s"] = train_s;
 
   COX_ASSIGN_OR_RETURN(FlatOptimizer optimizer,
                        FlatOptimizer::Create(OptimizerOptions(), layout));
   const std::unique_ptr<Collective> alone = MakeSingleRank();
   // A step also hashes the weights it leaves.
-  COX_ASSIGN_OR_RETURN(const double update_s, Seconds([&]() -> absl::Status {
-    COX_RETURN_IF_ERROR(optimizer.Apply(0, *train, *alone).status());
-    return SnapshotFromFloats(train->layout(), train->Parameters()).status();
-  }));
+  COX_ASSIGN_OR_RETURN(
+      const double update_s, Seconds([&]() -> absl::Status {
+        COX_RETURN_IF_ERROR(optimizer.Apply(0, *train, *alone).status());
+        return SnapshotFromFloats(train->layout(), train->Parameters())
+            .status();
+      }));
   out["update_s"] = update_s;
   return out;
 }

@@ -84,8 +84,7 @@ absl::StatusOr<StepReplay> OpenReplay(const RecordedRun& run,
   COX_ASSIGN_OR_RETURN(StepReplay probe, StepReplay::Open(run, nullptr));
   const EngineOptions options = EngineOptionsOf(probe.config());
   COX_ASSIGN_OR_RETURN(*numerics, InitTorch(options));
-  return StepReplay::Open(run,
-                          [options] { return MakeTrainEngine(options); });
+  return StepReplay::Open(run, [options] { return MakeTrainEngine(options); });
 }
 
 // Other hardware or another build may round differently.
@@ -109,8 +108,7 @@ std::vector<Json> MetricRows(const RecomputedStep& step) {
     row["metric"] = name;
     row["recorded"] = value;
     const auto own = step.metrics.find(name);
-    row["recomputed"] =
-        own == step.metrics.end() ? Json() : Json(own->second);
+    row["recomputed"] = own == step.metrics.end() ? Json() : Json(own->second);
     rows.push_back(std::move(row));
   }
   std::sort(rows.begin(), rows.end(), [](const Json& a, const Json& b) {
@@ -137,11 +135,10 @@ int Replay(const Options& options) {
   const std::string name = run->StageName(*stage);
   const int64_t committed = LastStep(*run, *stage);
   if (plan.first < 1 || plan.last < plan.first || plan.last > committed) {
-    return Fail("replay",
-                absl::InvalidArgumentError(absl::StrCat(
-                    name, ": steps 1 to ", committed,
-                    " are committed, asked for ", plan.first, " to ",
-                    plan.last)));
+    return Fail("replay", absl::InvalidArgumentError(
+                              absl::StrCat(name, ": steps 1 to ", committed,
+                                           " are committed, asked for ",
+                                           plan.first, " to ", plan.last)));
   }
   if (const int64_t possible = FirstReplayable(*run, *stage, plan.first);
       possible > plan.first) {
@@ -186,10 +183,11 @@ int Replay(const Options& options) {
       row["metrics"] = rows;
       out.push_back(std::move(row));
     } else if (!divergence.has_value()) {
-      std::printf("step %lld: weights' hash equals the ledger (%zu metrics and "
-                  "the batch too)%s\n",
-                  static_cast<long long>(number), rows.size(),
-                  number < plan.first ? ", on the way" : "");
+      std::printf(
+          "step %lld: weights' hash equals the ledger (%zu metrics and "
+          "the batch too)%s\n",
+          static_cast<long long>(number), rows.size(),
+          number < plan.first ? ", on the way" : "");
     }
     if (options.verbose && number >= plan.first && !options.json) {
       std::fputs(FormatRows(rows, /*json=*/false).c_str(), stdout);
@@ -248,14 +246,13 @@ absl::StatusOr<bool> CheckRewards(const RecordedRun& run,
     COX_RETURN_IF_ERROR(engine->Load(std::move(model)));
     COX_ASSIGN_OR_RETURN(const ScoreVerdict verdict,
                          CheckScores(run, stage, range, engine.get()));
-    std::fprintf(out,
-                 "%s: %lld answers scored again by %s, largest difference "
-                 "%.3g%s%s\n",
-                 run.StageName(stage).c_str(),
-                 static_cast<long long>(verdict.answers), folder.c_str(),
-                 verdict.max_difference,
-                 verdict.differing > 0 ? "; DIFFERS at " : "",
-                 verdict.first.c_str());
+    std::fprintf(
+        out,
+        "%s: %lld answers scored again by %s, largest difference "
+        "%.3g%s%s\n",
+        run.StageName(stage).c_str(), static_cast<long long>(verdict.answers),
+        folder.c_str(), verdict.max_difference,
+        verdict.differing > 0 ? "; DIFFERS at " : "", verdict.first.c_str());
     equal = equal && verdict.differing == 0;
   }
   return equal;
@@ -300,9 +297,8 @@ int Check(const Options& options) {
   ExplainNumerics(*run, numerics);
   bool rewards_equal = true;
   if (options.metric.empty()) {
-    const absl::StatusOr<bool> equal =
-        CheckRewards(*run, replay->config(), range,
-                     options.json ? stderr : stdout);
+    const absl::StatusOr<bool> equal = CheckRewards(
+        *run, replay->config(), range, options.json ? stderr : stdout);
     if (!equal.ok()) {
       return FailCheck("explain", equal.status());
     }
@@ -343,13 +339,13 @@ int Check(const Options& options) {
       return FailCheck("explain", status);
     }
   }
-  std::fputs(
-      (options.json ? comparison->Json() : comparison->Text()).c_str(), stdout);
+  std::fputs((options.json ? comparison->Json() : comparison->Text()).c_str(),
+             stdout);
   if (comparison->verdicts().empty()) {
-    return Fail("explain", absl::NotFoundError(absl::StrCat(
-                               options.run_dir, " has not recorded ",
-                               options.metric.empty() ? "any metric"
-                                                      : options.metric)));
+    return Fail("explain",
+                absl::NotFoundError(absl::StrCat(
+                    options.run_dir, " has not recorded ",
+                    options.metric.empty() ? "any metric" : options.metric)));
   }
   return comparison->ok() && rewards_equal ? kExitDone : kExitCheckFailed;
 }

@@ -28,16 +28,15 @@ namespace v1 = cox::v1;
 
 // The order in which a step computes what it reports.
 constexpr std::array<std::string_view, 14> kOrder = {
-    "rollout/",   "async/",     "objective/",   "mismatch/", "offpolicy/",
-    "val/mean",   "advantage/", "policy/first", "loss/",     "policy/",
-    "val/",       "grad_norm/", "lr",           "kl_coef"};
+    "rollout/", "async/",     "objective/",   "mismatch/", "offpolicy/",
+    "val/mean", "advantage/", "policy/first", "loss/",     "policy/",
+    "val/",     "grad_norm/", "lr",           "kl_coef"};
 
 size_t PlaceOf(const std::string& metric) {
-  const auto found =
-      std::find_if(kOrder.begin(), kOrder.end(),
-                   [&metric](std::string_view prefix) {
-                     return metric.starts_with(prefix);
-                   });
+  const auto found = std::find_if(kOrder.begin(), kOrder.end(),
+                                  [&metric](std::string_view prefix) {
+                                    return metric.starts_with(prefix);
+                                  });
   return static_cast<size_t>(found - kOrder.begin());
 }
 
@@ -196,8 +195,7 @@ absl::Status StepReplay::Run(
       COX_ASSIGN_OR_RETURN(const std::vector<UnitRow> units,
                            run.UnitsOfStep(plan.stage, step));
       input.batch_sha256 = BatchHash(ToBatchUnits(units));
-      input.kl_coef =
-          KlCoefficients(run.state().controls).At(plan.stage, step);
+      input.kl_coef = KlCoefficients(run.state().controls).At(plan.stage, step);
       COX_ASSIGN_OR_RETURN(input.trajectories,
                            ReadStepTrajectories(run, plan.stage, step));
       return input;
@@ -208,8 +206,7 @@ absl::Status StepReplay::Run(
   options.on_step = [&](const ReplayedStep& done) {
     if (!started) {
       started = true;
-      const std::string expected =
-          RecordedWeights(run, plan.stage, done.step);
+      const std::string expected = RecordedWeights(run, plan.stage, done.step);
       if (!expected.empty() && expected != done.trained->content_hash) {
         own = absl::DataLossError(absl::StrCat(
             run.StageName(plan.stage), " step ", done.step,

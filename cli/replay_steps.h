@@ -32,7 +32,7 @@ struct ReplayPlan {
   int32_t stage = 0;
   int64_t first = 1;  // steps of interest; steps before are computed on the way
   int64_t last = 1;
-  int ranks = 0;      // 0 = roles.learners of the run
+  int ranks = 0;  // 0 = roles.learners of the run
 };
 
 class StepReplay {

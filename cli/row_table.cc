@@ -10,9 +10,8 @@ namespace {
 
 bool IsHash(const std::string& text) {
   return text.size() == 64 &&
-         std::all_of(text.begin(), text.end(), [](unsigned char c) {
-           return std::isxdigit(c) != 0;
-         });
+         std::all_of(text.begin(), text.end(),
+                     [](unsigned char c) { return std::isxdigit(c) != 0; });
 }
 
 std::string CellText(const nlohmann::ordered_json& cell) {
@@ -60,8 +59,8 @@ std::string FormatRows(const std::vector<nlohmann::ordered_json>& rows,
   for (size_t row = 0; row < cells.size(); ++row) {
     for (size_t i = 0; i < cells[row].size(); ++i) {
       const bool last = i + 1 == cells[row].size();
-      const std::string pad(
-          last ? 0 : widths[i] + 2 - cells[row][i].size(), ' ');
+      const std::string pad(last ? 0 : widths[i] + 2 - cells[row][i].size(),
+                            ' ');
       const bool number =
           row > 0 && !last &&
           cells[row][i].find_first_not_of("0123456789.-") == std::string::npos;

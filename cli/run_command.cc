@@ -77,8 +77,8 @@ ChildSpec MakeChild(const Launch& launch, std::string role, std::string name,
     child.options.argv.push_back("--tls");
     child.options.argv.push_back(JoinPath(launch.tls_dir, role));
   }
-  child.options.log_path = JoinPath(JoinPath(launch.run_dir, "logs"),
-                                    absl::StrCat(name, ".log"));
+  child.options.log_path =
+      JoinPath(JoinPath(launch.run_dir, "logs"), absl::StrCat(name, ".log"));
   child.role = std::move(role);
   child.name = std::move(name);
   return child;
@@ -192,9 +192,9 @@ void EndHangs(const StatusWatch::View& seen, const Launch& launch,
       absl::Seconds(settings.coordinator_patience_s());
   HangLimits limits;
   limits.silent = absl::Seconds(5 * settings.suspect_s());
-  limits.group = absl::Seconds(settings.collective_timeout_s() +
-                               settings.suspect_s()) +
-                 patience;
+  limits.group =
+      absl::Seconds(settings.collective_timeout_s() + settings.suspect_s()) +
+      patience;
   std::vector<std::string> hung;
   if (seen.answered) {
     hung = HungProcesses(seen.status, limits);
@@ -294,8 +294,8 @@ int Run(const RunOptions& options) {
     return ExitCodeFor(launch.status());
   }
   if (!options.tls_dir.empty()) {
-    if (const absl::Status tls = InitProcessTls(
-            JoinPath(options.tls_dir, "operator"), "operator");
+    if (const absl::Status tls =
+            InitProcessTls(JoinPath(options.tls_dir, "operator"), "operator");
         !tls.ok()) {
       std::fprintf(stderr, "run: %s\n", std::string(tls.message()).c_str());
       return kExitUsage;

@@ -21,8 +21,8 @@ std::optional<double> RecordedScore(const Trajectory& answer) {
   return std::nullopt;
 }
 
-absl::Status CompareUnit(const std::vector<Trajectory>& answers,
-                         Scorer& scorer, ScoreVerdict* verdict) {
+absl::Status CompareUnit(const std::vector<Trajectory>& answers, Scorer& scorer,
+                         ScoreVerdict* verdict) {
   std::vector<ScoreInput> inputs;
   std::vector<const Trajectory*> scored;
   for (const Trajectory& answer : answers) {
@@ -42,9 +42,8 @@ absl::Status CompareUnit(const std::vector<Trajectory>& answers,
     verdict->max_difference = std::max(verdict->max_difference, difference);
     if (difference <= kScoreTolerance) continue;
     if (verdict->differing++ == 0) {
-      verdict->first =
-          absl::StrCat(scored[i]->id.ToString(), ": recorded ", recorded,
-                       ", computed ", results[i].total);
+      verdict->first = absl::StrCat(scored[i]->id.ToString(), ": recorded ",
+                                    recorded, ", computed ", results[i].total);
     }
   }
   return absl::OkStatus();
@@ -53,8 +52,7 @@ absl::Status CompareUnit(const std::vector<Trajectory>& answers,
 }  // namespace
 
 std::string RewardModelFolder(const RecordedRun& run,
-                              const cox::v1::RunConfig& config,
-                              int32_t stage) {
+                              const cox::v1::RunConfig& config, int32_t stage) {
   if (config.reward().kind() != "rm") return "";
   const int32_t rm = run.plan().StageBefore(stage, StageKind::kRm);
   const CheckpointRow* checkpoint =

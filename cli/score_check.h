@@ -27,7 +27,7 @@ struct ScoreVerdict {
   int64_t answers = 0;    // compared; payloads that were deleted are not
   int64_t differing = 0;  // beyond kScoreTolerance
   double max_difference = 0;
-  std::string first;      // "s4.1.0/2.0: recorded 0.5, computed 0.25"
+  std::string first;  // "s4.1.0/2.0: recorded 0.5, computed 0.25"
 };
 
 // Scores the answers of the stage's committed steps in `range`; `engine` holds

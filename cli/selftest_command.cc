@@ -56,8 +56,8 @@ struct Trial {
   absl::Status status;
   Objective start;
   Objective end;
-  double logged = 0;           // mean of objective/score_total, last steps
-  double logged_error = 0;     // its standard error
+  double logged = 0;        // mean of objective/score_total, last steps
+  double logged_error = 0;  // its standard error
   bool passed = false;
 };
 
@@ -128,18 +128,16 @@ absl::Status Prepare(const Trial& trial) {
   COX_RETURN_IF_ERROR(write("run.yaml", RunYaml(trial)));
   COX_RETURN_IF_ERROR(write("table.json", TableJson(*trial.task)));
   COX_RETURN_IF_ERROR(write("prompts.jsonl", PromptsJsonl(*trial.task)));
-  COX_RETURN_IF_ERROR(
-      write("sequences.jsonl", SequencesJsonl(*trial.task)));
+  COX_RETURN_IF_ERROR(write("sequences.jsonl", SequencesJsonl(*trial.task)));
   return WriteInitialModel(*trial.task, JoinPath(trial.dir, "init"));
 }
 
 absl::Status StartRun(Trial& trial) {
   COX_RETURN_IF_ERROR(Prepare(trial));
   ChildOptions child;
-  child.argv = {JoinPath(ExecutableDir(), "cox"), "run",
-                JoinPath(trial.dir, "run.yaml"),
-                absl::StrCat("run_dir=", JoinPath(trial.dir, "run")),
-                "--quiet"};
+  child.argv = {
+      JoinPath(ExecutableDir(), "cox"), "run", JoinPath(trial.dir, "run.yaml"),
+      absl::StrCat("run_dir=", JoinPath(trial.dir, "run")), "--quiet"};
   child.log_path = JoinPath(trial.dir, "run.log");
   COX_ASSIGN_OR_RETURN(trial.pid, SpawnChild(child));
   trial.started = Clock::Real().Now();
@@ -160,14 +158,12 @@ absl::StatusOr<ResponseLogprobs> Enumerate(const Trial& trial,
   const ChildExit exit = WaitChild(pid, absl::Minutes(1));
   if (!exit.exited) SignalChild(pid, SIGKILL);
   if (!exit.exited || exit.signal != 0 || exit.code != 0) {
-    return absl::InternalError(
-        absl::StrCat("cox-logprob failed on ", model, " (log: ",
-                     child.log_path, ")"));
+    return absl::InternalError(absl::StrCat("cox-logprob failed on ", model,
+                                            " (log: ", child.log_path, ")"));
   }
   COX_ASSIGN_OR_RETURN(const std::string text, Fs::Real().ReadAll(out));
-  ResponseLogprobs logprobs(
-      trial.task->prompts.size(),
-      std::vector<double>(trial.task->responses.size()));
+  ResponseLogprobs logprobs(trial.task->prompts.size(),
+                            std::vector<double>(trial.task->responses.size()));
   const char* at = text.c_str();
   for (std::vector<double>& row : logprobs) {
     for (double& value : row) {
@@ -222,8 +218,7 @@ absl::Status ReadLogged(Trial& trial) {
   for (const double value : values) {
     squares += (value - trial.logged) * (value - trial.logged);
   }
-  trial.logged_error =
-      std::sqrt(squares / (kLoggedSteps - 1) / kLoggedSteps);
+  trial.logged_error = std::sqrt(squares / (kLoggedSteps - 1) / kLoggedSteps);
   return absl::OkStatus();
 }
 
@@ -258,10 +253,9 @@ bool Finished(Trial& trial) {
     (void)WaitChild(trial.pid, absl::Seconds(40));
     trial.status = absl::DeadlineExceededError("the run takes too long");
   } else if (exit.signal != 0 || exit.code != 0) {
-    trial.status = absl::InternalError(
-        absl::StrCat("cox run ended with ",
-                     exit.signal != 0 ? exit.signal : exit.code, " (log: ",
-                     JoinPath(trial.dir, "run.log"), ")"));
+    trial.status = absl::InternalError(absl::StrCat(
+        "cox run ended with ", exit.signal != 0 ? exit.signal : exit.code,
+        " (log: ", JoinPath(trial.dir, "run.log"), ")"));
   } else {
     trial.status = Judge(trial);
   }
@@ -279,8 +273,8 @@ void PrintTrial(const Trial& trial) {
   std::printf("%-13s %-9s %8.4f %8.4f %8.4f %8.4f %9.4f %7.3f %6.1f  %s\n",
               trial.algorithm->name, trial.task->name.c_str(),
               trial.start.value, trial.end.value, trial.end.optimum,
-              trial.end.optimum - trial.end.value, trial.logged,
-              trial.end.kl, trial.seconds, trial.passed ? "ok" : "FAILED");
+              trial.end.optimum - trial.end.value, trial.logged, trial.end.kl,
+              trial.seconds, trial.passed ? "ok" : "FAILED");
 }
 
 // Runs all trials, at most `jobs` at a time. False when interrupted.
@@ -332,8 +326,7 @@ std::vector<Trial> MakeTrials(const SelfTestOptions& options,
       Trial& trial = trials.emplace_back();
       trial.algorithm = &algorithm;
       trial.task = &task;
-      trial.dir =
-          JoinPath(root, absl::StrCat(task.name, "-", algorithm.name));
+      trial.dir = JoinPath(root, absl::StrCat(task.name, "-", algorithm.name));
     }
   }
   return trials;
@@ -352,8 +345,7 @@ int SelfTest(const SelfTestOptions& options) {
     }
   }
   std::string root =
-      (std::filesystem::temp_directory_path() / "cox-selftest-XXXXXX")
-          .string();
+      (std::filesystem::temp_directory_path() / "cox-selftest-XXXXXX").string();
   if (mkdtemp(root.data()) == nullptr) {
     std::fprintf(stderr, "selftest: cannot create %s\n", root.c_str());
     return kExitUsage;
@@ -362,21 +354,21 @@ int SelfTest(const SelfTestOptions& options) {
   if (!options.quick) tasks.push_back(TinyLanguage());
   std::vector<Trial> trials = MakeTrials(options, tasks, root);
   const MonoTime begin = Clock::Real().Now();
-  std::printf("J = E[r] - beta KL(policy || reference), exact, of the exported "
-              "policy; J* is the optimum.\n"
-              "%-13s %-9s %8s %8s %8s %8s %9s %7s %6s\n",
-              "algorithm", "task", "J before", "J", "J*", "J* - J",
-              "J logged", "KL", "s");
+  std::printf(
+      "J = E[r] - beta KL(policy || reference), exact, of the exported "
+      "policy; J* is the optimum.\n"
+      "%-13s %-9s %8s %8s %8s %8s %9s %7s %6s\n",
+      "algorithm", "task", "J before", "J", "J*", "J* - J", "J logged", "KL",
+      "s");
   if (!RunAll(trials, static_cast<size_t>(options.jobs))) {
     return kExitRetryable;
   }
-  const int64_t passed = std::count_if(
-      trials.begin(), trials.end(), [](const Trial& t) { return t.passed; });
+  const int64_t passed = std::count_if(trials.begin(), trials.end(),
+                                       [](const Trial& t) { return t.passed; });
   const bool good = passed == static_cast<int64_t>(trials.size());
   std::printf("%d of %d within %.2f of the optimum, %.0f s\n",
               static_cast<int>(passed), static_cast<int>(trials.size()),
-              kTolerance,
-              absl::ToDoubleSeconds(Clock::Real().Now() - begin));
+              kTolerance, absl::ToDoubleSeconds(Clock::Real().Now() - begin));
   if (options.keep || !good) {
     std::printf("run directories: %s\n", root.c_str());
   } else {

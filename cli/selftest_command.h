@@ -7,9 +7,9 @@
 namespace cox {
 
 struct SelfTestOptions {
-  bool quick = false;  // the bandit alone
-  bool keep = false;   // leave the run directories behind
-  int jobs = 2;        // runs at a time
+  bool quick = false;                   // the bandit alone
+  bool keep = false;                    // leave the run directories behind
+  int jobs = 2;                         // runs at a time
   std::vector<std::string> algorithms;  // empty = all
 };
 

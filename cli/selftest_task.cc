@@ -11,8 +11,7 @@ namespace {
 using Json = nlohmann::json;
 
 // Depth first, so that the order is that of the ids.
-void Extend(int64_t vocab, int64_t max_new_tokens,
-            std::vector<int32_t>& prefix,
+void Extend(int64_t vocab, int64_t max_new_tokens, std::vector<int32_t>& prefix,
             std::vector<std::vector<int32_t>>& out) {
   for (int32_t token = 0; token < vocab; ++token) {
     prefix.push_back(token);
@@ -25,9 +24,8 @@ void Extend(int64_t vocab, int64_t max_new_tokens,
   }
 }
 
-EnumerableTask MakeTask(std::string name, int64_t vocab,
-                        int64_t max_new_tokens, double beta,
-                        std::vector<int32_t> prompts) {
+EnumerableTask MakeTask(std::string name, int64_t vocab, int64_t max_new_tokens,
+                        double beta, std::vector<int32_t> prompts) {
   EnumerableTask task;
   task.name = std::move(name);
   task.vocab = vocab;
@@ -51,8 +49,7 @@ EnumerableTask TinyLanguage() {
   EnumerableTask task = MakeTask("language", 4, 3, 0.2, {1, 2});
   for (const int64_t prompt : task.prompts) {
     std::vector<double>& row = task.rewards.emplace_back();
-    for (int64_t i = 0; i < static_cast<int64_t>(task.responses.size());
-         ++i) {
+    for (int64_t i = 0; i < static_cast<int64_t>(task.responses.size()); ++i) {
       // Any fixed table would do: eleven levels without a pattern by token.
       row.push_back(
           static_cast<double>((7 * i * (prompt + 1) + 3 * i * i) % 11) / 10);
@@ -109,8 +106,7 @@ std::string SequencesJsonl(const EnumerableTask& task) {
   std::string text;
   for (const int32_t prompt : task.prompts) {
     for (const std::vector<int32_t>& response : task.responses) {
-      text +=
-          Json{{"prompt", {prompt}}, {"response", response}}.dump() + "\n";
+      text += Json{{"prompt", {prompt}}, {"response", response}}.dump() + "\n";
     }
   }
   return text;

@@ -3,7 +3,8 @@
 
 // Tasks small enough to enumerate every answer, and the closed-form optimum of
 // KL-regularised reinforcement learning on them (docs/algorithms.md §5.1):
-//   J(π) = E_π[r] − β KL(π‖ref);  π* ∝ ref exp(r/β);  J* = β log Σ ref exp(r/β).
+//   J(π) = E_π[r] − β KL(π‖ref);  π* ∝ ref exp(r/β);  J* = β log Σ ref
+//   exp(r/β).
 
 #include <cstdint>
 #include <span>
@@ -16,7 +17,7 @@ struct EnumerableTask {
   std::string name;
   int64_t vocab = 0;  // token 0 ends an answer
   int64_t max_new_tokens = 0;
-  double beta = 0;    // weight of the KL, reward per nat
+  double beta = 0;               // weight of the KL, reward per nat
   std::vector<int32_t> prompts;  // one token each
   // Every answer: ended by token 0, or max_new_tokens long. A prefix tree's
   // leaves, so the probabilities of a policy add up to 1.

@@ -47,9 +47,9 @@ absl::StatusOr<std::string> MakePayload(const SimulatedActorOptions& options,
   for (int p = 0; p < leased.prompts_size(); ++p) {
     const v1::PromptRow& prompt = leased.prompts(p);
     for (int32_t s = 0; s < leased.samples_per_prompt(); ++s) {
-      CounterRng rng(options.seed + prompt.prompt_id() * 64 +
-                         static_cast<uint64_t>(s),
-                     "simulated");
+      CounterRng rng(
+          options.seed + prompt.prompt_id() * 64 + static_cast<uint64_t>(s),
+          "simulated");
       Trajectory t;
       t.id = {unit, p, s};
       t.prompt_id = prompt.prompt_id();
@@ -57,8 +57,8 @@ absl::StatusOr<std::string> MakePayload(const SimulatedActorOptions& options,
       t.instruction_ids.assign(prompt.instruction_ids().begin(),
                                prompt.instruction_ids().end());
       for (size_t i = 0; i < tokens; ++i) {
-        const uint64_t draw = rng.NextBelow(
-            static_cast<uint64_t>(options.vocab_size));
+        const uint64_t draw =
+            rng.NextBelow(static_cast<uint64_t>(options.vocab_size));
         t.response_ids.push_back(static_cast<int32_t>(draw));
         const float logprob = -0.001f * static_cast<float>(draw + 1);
         t.behaviour_logprobs.push_back(logprob);
@@ -131,27 +131,27 @@ class SimulatedActors::Actor {
   }
 
   void Register() {
-    auto call = std::make_shared<
-        Call<v1::RegisterRequest, v1::RegisterResponse>>();
+    auto call =
+        std::make_shared<Call<v1::RegisterRequest, v1::RegisterResponse>>();
     *call->request.mutable_caller() = caller_;
     call->request.mutable_caller()->set_epoch(0);
     call->request.set_address("127.0.0.1:1");  // it serves nothing
     SetDeadline("RunService.Register", absl::Seconds(20), call->context);
     shared_->Open();
-    run_->async()->Register(
-        &call->context, &call->request, &call->response,
-        [this, call](grpc::Status status) {
-          if (!status.ok()) {
-            shared_->Failed("Register", status);
-            Later(retry_, kRetryPause, [this] { Register(); });
-          } else {
-            caller_.set_epoch(call->response.epoch());
-            MutexLock lock(&shared_->mutex);
-            ++shared_->registered;
-            shared_->changed.NotifyAll();
-          }
-          shared_->Close();
-        });
+    run_->async()->Register(&call->context, &call->request, &call->response,
+                            [this, call](grpc::Status status) {
+                              if (!status.ok()) {
+                                shared_->Failed("Register", status);
+                                Later(retry_, kRetryPause,
+                                      [this] { Register(); });
+                              } else {
+                                caller_.set_epoch(call->response.epoch());
+                                MutexLock lock(&shared_->mutex);
+                                ++shared_->registered;
+                                shared_->changed.NotifyAll();
+                              }
+                              shared_->Close();
+                            });
   }
 
   void Start() {
@@ -216,8 +216,8 @@ class SimulatedActors::Actor {
   }
 
   void Beat() {
-    auto call = std::make_shared<
-        Call<v1::HeartbeatRequest, v1::HeartbeatResponse>>();
+    auto call =
+        std::make_shared<Call<v1::HeartbeatRequest, v1::HeartbeatResponse>>();
     *call->request.mutable_caller() = caller_;
     call->request.set_state("generating");
     {
@@ -226,19 +226,20 @@ class SimulatedActors::Actor {
     }
     SetDeadline("RunService.Heartbeat", absl::ZeroDuration(), call->context);
     shared_->Open();
-    run_->async()->Heartbeat(
-        &call->context, &call->request, &call->response,
-        [this, call](grpc::Status status) {
-          if (!status.ok()) shared_->Failed("Heartbeat", status);
-          Later(beat_, shared_->options.heartbeat, [this] { Beat(); });
-          shared_->Close();
-        });
+    run_->async()->Heartbeat(&call->context, &call->request, &call->response,
+                             [this, call](grpc::Status status) {
+                               if (!status.ok())
+                                 shared_->Failed("Heartbeat", status);
+                               Later(beat_, shared_->options.heartbeat,
+                                     [this] { Beat(); });
+                               shared_->Close();
+                             });
   }
 
   void Poll() {
     if (shared_->stopping) return;
-    auto call = std::make_shared<
-        Call<v1::GetAssignmentRequest, v1::Assignment>>();
+    auto call =
+        std::make_shared<Call<v1::GetAssignmentRequest, v1::Assignment>>();
     *call->request.mutable_caller() = caller_;
     call->request.set_known_serial(serial_);
     call->request.set_wait_ms(absl::ToInt64Milliseconds(kPoll));
@@ -268,8 +269,8 @@ class SimulatedActors::Actor {
 
   void Lease() {
     if (shared_->stopping) return;
-    auto call = std::make_shared<
-        Call<v1::LeaseUnitsRequest, v1::LeaseUnitsResponse>>();
+    auto call =
+        std::make_shared<Call<v1::LeaseUnitsRequest, v1::LeaseUnitsResponse>>();
     *call->request.mutable_caller() = caller_;
     call->request.set_max_units(1);
     call->request.set_wait_ms(absl::ToInt64Milliseconds(kPoll));
@@ -280,16 +281,16 @@ class SimulatedActors::Actor {
     }
     shared_->Open();
     const MonoTime sent = Clock::Real().Now();
-    rollout_->async()->LeaseUnits(
-        &call->context, &call->request, &call->response,
-        [this, call, sent](grpc::Status status) {
-          {
-            MutexLock lock(&mutex_);
-            lease_ = nullptr;
-          }
-          OnLeased(status, call->response, sent);
-          shared_->Close();
-        });
+    rollout_->async()->LeaseUnits(&call->context, &call->request,
+                                  &call->response,
+                                  [this, call, sent](grpc::Status status) {
+                                    {
+                                      MutexLock lock(&mutex_);
+                                      lease_ = nullptr;
+                                    }
+                                    OnLeased(status, call->response, sent);
+                                    shared_->Close();
+                                  });
   }
 
   void OnLeased(const grpc::Status& status,
@@ -320,8 +321,7 @@ class SimulatedActors::Actor {
   // Waits until the unit is due, renewing the lease at a third of it.
   void Work() {
     const absl::Duration left = due_ - Clock::Real().Now();
-    const absl::Duration renew =
-        absl::Milliseconds(leased_->lease_ms()) / 3;
+    const absl::Duration renew = absl::Milliseconds(leased_->lease_ms()) / 3;
     if (left <= absl::ZeroDuration()) {
       Finish();
     } else if (left <= renew) {
@@ -332,20 +332,21 @@ class SimulatedActors::Actor {
   }
 
   void Renew() {
-    auto call = std::make_shared<
-        Call<v1::RenewLeaseRequest, v1::RenewLeaseResponse>>();
+    auto call =
+        std::make_shared<Call<v1::RenewLeaseRequest, v1::RenewLeaseResponse>>();
     *call->request.mutable_caller() = caller_;
     *call->request.add_units() = leased_->unit();
     SetDeadline("RolloutService.RenewLease", absl::ZeroDuration(),
                 call->context);
     shared_->Open();
-    rollout_->async()->RenewLease(
-        &call->context, &call->request, &call->response,
-        [this, call](grpc::Status status) {
-          if (!status.ok()) shared_->Failed("RenewLease", status);
-          Work();
-          shared_->Close();
-        });
+    rollout_->async()->RenewLease(&call->context, &call->request,
+                                  &call->response,
+                                  [this, call](grpc::Status status) {
+                                    if (!status.ok())
+                                      shared_->Failed("RenewLease", status);
+                                    Work();
+                                    shared_->Close();
+                                  });
   }
 
   void Finish();
@@ -428,8 +429,7 @@ class SimulatedActors::Actor::Submit
 };
 
 void SimulatedActors::Actor::Finish() {
-  absl::StatusOr<std::string> payload =
-      MakePayload(shared_->options, *leased_);
+  absl::StatusOr<std::string> payload = MakePayload(shared_->options, *leased_);
   if (!payload.ok()) {
     shared_->Failed("payload", ToGrpc(payload.status()));
     return;
@@ -441,9 +441,9 @@ void SimulatedActors::Actor::Finish() {
 
 void SimulatedActors::Actor::SendUnit() { (new Submit(this))->Send(); }
 
-void SimulatedActors::Actor::OnSubmitted(
-    const grpc::Status& status, const v1::SubmitUnitResponse& response,
-    MonoTime sent) {
+void SimulatedActors::Actor::OnSubmitted(const grpc::Status& status,
+                                         const v1::SubmitUnitResponse& response,
+                                         MonoTime sent) {
   if (!status.ok()) {
     shared_->Failed("SubmitUnit", status);
     if (status.error_code() == grpc::StatusCode::FAILED_PRECONDITION) {
@@ -503,14 +503,14 @@ absl::Status SimulatedActors::Register(absl::Duration limit) {
   }
   MutexLock lock(&shared_->mutex);
   const int wanted = shared_->options.count;
-  if (!shared_->changed.WaitFor(
-          shared_->mutex, limit,
-          [this, wanted]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-            return shared_->registered == wanted;
-          })) {
-    return absl::UnavailableError(absl::StrCat(
-        "simulated actors: ", shared_->registered, " of ", wanted,
-        " registered; first error: ", shared_->first_error));
+  if (!shared_->changed.WaitFor(shared_->mutex, limit,
+                                [this, wanted]()
+                                    ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                                      return shared_->registered == wanted;
+                                    })) {
+    return absl::UnavailableError(
+        absl::StrCat("simulated actors: ", shared_->registered, " of ", wanted,
+                     " registered; first error: ", shared_->first_error));
   }
   return absl::OkStatus();
 }
@@ -535,10 +535,9 @@ void SimulatedActors::Stop() {
   shared_->stopping = true;
   for (const auto& actor : actors_) actor->Cancel();
   MutexLock lock(&shared_->mutex);
-  shared_->changed.WaitFor(shared_->mutex, absl::InfiniteDuration(),
-                           [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                             return shared_->open == 0;
-                           });
+  shared_->changed.WaitFor(
+      shared_->mutex, absl::InfiniteDuration(),
+      [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return shared_->open == 0; });
 }
 
 SimulatedActors::Result SimulatedActors::TakeResult() {

@@ -29,7 +29,7 @@ struct SimulatedActorOptions {
   std::string address;  // host:port of the coordinator
   std::string run_id;
   int count = 1;
-  absl::Duration service_time;   // from lease to submission
+  absl::Duration service_time;  // from lease to submission
   absl::Duration heartbeat = absl::Seconds(2);
   int64_t response_tokens = 24;  // of every sample
   int64_t vocab_size = 1000;
@@ -54,12 +54,12 @@ class SimulatedActors {
   void Stop();
 
   struct Result {
-    int64_t units = 0;            // acknowledged in the window
+    int64_t units = 0;  // acknowledged in the window
     int64_t samples = 0;
-    double samples_s = 0;         // see below
-    std::vector<double> ack_us;   // SubmitUnit, start to answer
-    std::vector<double> lease_us; // LeaseUnits, start to answer
-    int64_t failed_calls = 0;     // of every kind, over the whole life
+    double samples_s = 0;          // see below
+    std::vector<double> ack_us;    // SubmitUnit, start to answer
+    std::vector<double> lease_us;  // LeaseUnits, start to answer
+    int64_t failed_calls = 0;      // of every kind, over the whole life
     std::string first_error;
   };
   // samples_s is the sum over actors of the rate between their first and last

@@ -40,8 +40,7 @@ pid_t ParentOf(const std::string& pid) {
 
 OperatorClientOptions ClientOptions(const std::string& run_dir) {
   OperatorClientOptions options;
-  options.address =
-      absl::StrCat("file:", JoinPath(run_dir, "endpoints.json"));
+  options.address = absl::StrCat("file:", JoinPath(run_dir, "endpoints.json"));
   options.patience = absl::Milliseconds(50);
   return options;
 }
@@ -79,8 +78,7 @@ int64_t StatusWatch::View::progress() const {
 std::string StatusWatch::View::AddressOf(const std::string& name) const {
   for (const auto& session : status.sessions()) {
     // Without a state it has registered, but not got ready.
-    if (session.name() == name && session.alive() &&
-        !session.state().empty()) {
+    if (session.name() == name && session.alive() && !session.state().empty()) {
       return session.address();
     }
   }

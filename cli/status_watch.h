@@ -25,9 +25,9 @@ std::map<std::string, pid_t> RoleProcesses(pid_t parent);
 class StatusWatch {
  public:
   struct View {
-    bool answered = false;  // at the last attempt
-    MonoTime asked;         // when the last attempt began
-    MonoTime answered_at;   // of `status`
+    bool answered = false;           // at the last attempt
+    MonoTime asked;                  // when the last attempt began
+    MonoTime answered_at;            // of `status`
     cox::v1::StatusResponse status;  // the last one
     // Grows with every committed step, over all stages.
     int64_t progress() const;

@@ -22,9 +22,9 @@ RestartPolicy::Decision RestartPolicy::OnExit(const ChildExit& exit,
   if (exit.signal == 0 && exit.code == kExitDone) {
     return decision;
   }
-  decision.reason =
-      exit.signal != 0 ? absl::StrCat("killed by signal ", exit.signal)
-                       : absl::StrCat("exit code ", exit.code);
+  decision.reason = exit.signal != 0
+                        ? absl::StrCat("killed by signal ", exit.signal)
+                        : absl::StrCat("exit code ", exit.code);
   const bool retryable = exit.signal != 0 || exit.code == kExitRetryable;
   if (!retryable) {
     decision.action = Action::kEndRun;
@@ -64,8 +64,13 @@ Supervisor::Supervisor(std::vector<ChildSpec> children, RestartOptions options,
 
 Supervisor::Child& Supervisor::AddChild(ChildSpec spec) {
   const uint64_t jitter = children_.size() + 1;
-  children_.push_back({std::move(spec), RestartPolicy(options_, jitter), 0, {},
-                       false, false, {}});
+  children_.push_back({std::move(spec),
+                       RestartPolicy(options_, jitter),
+                       0,
+                       {},
+                       false,
+                       false,
+                       {}});
   return children_.back();
 }
 
@@ -175,12 +180,11 @@ std::optional<int> Supervisor::Reap(Child& child) {
       }
       return std::nullopt;
     case RestartPolicy::Action::kEndRun:
-      reason_ = absl::StrCat(child.spec.name, ": ", decision.reason,
-                             child.spec.options.log_path.empty()
-                                 ? ""
-                                 : absl::StrCat(" (log: ",
-                                                child.spec.options.log_path,
-                                                ")"));
+      reason_ = absl::StrCat(
+          child.spec.name, ": ", decision.reason,
+          child.spec.options.log_path.empty()
+              ? ""
+              : absl::StrCat(" (log: ", child.spec.options.log_path, ")"));
       return decision.exit_code;
   }
   return std::nullopt;
@@ -207,15 +211,13 @@ void Supervisor::Drain(absl::Duration grace) {
   const auto drain = [this, grace](bool coordinator) {
     for (Child& child : children_) {
       child.restart_at.reset();
-      if (child.pid != 0 &&
-          (child.spec.role == "coordinator") == coordinator) {
+      if (child.pid != 0 && (child.spec.role == "coordinator") == coordinator) {
         SignalChild(child.pid, SIGTERM);
       }
     }
     const MonoTime deadline = clock_.Now() + grace;
     for (Child& child : children_) {
-      if (child.pid == 0 ||
-          (child.spec.role == "coordinator") != coordinator) {
+      if (child.pid == 0 || (child.spec.role == "coordinator") != coordinator) {
         continue;
       }
       const absl::Duration left =

@@ -22,7 +22,7 @@
 namespace cox {
 
 struct RestartOptions {
-  int max_restarts = 30;                        // per child within `window`
+  int max_restarts = 30;  // per child within `window`
   absl::Duration window = absl::Minutes(10);
   BackoffOptions backoff{.initial = absl::Milliseconds(200),
                          .maximum = absl::Seconds(5)};
@@ -38,9 +38,9 @@ class RestartPolicy {
   };
   struct Decision {
     Action action = Action::kFinished;
-    absl::Duration delay;    // kRestart
-    int exit_code = 0;       // kEndRun: the run's exit code
-    std::string reason;      // for people
+    absl::Duration delay;  // kRestart
+    int exit_code = 0;     // kEndRun: the run's exit code
+    std::string reason;    // for people
   };
 
   RestartPolicy(RestartOptions options, uint64_t jitter_seed)
@@ -97,9 +97,12 @@ class Supervisor {
   int restarts() const { return restarts_; }
   // Asked before a child that exited with 42 is started again: false = the run
   // drains, the child is done. Default: always true.
-  void ShouldRestart(std::function<bool()> f) { should_restart_ = std::move(f); }
+  void ShouldRestart(std::function<bool()> f) {
+    should_restart_ = std::move(f);
+  }
   // Called for each restart, with the child's name and why.
-  void OnRestart(std::function<void(const std::string&, const std::string&)> f) {
+  void OnRestart(
+      std::function<void(const std::string&, const std::string&)> f) {
     on_restart_ = std::move(f);
   }
   std::vector<std::pair<std::string, pid_t>> Pids() const;

@@ -71,15 +71,14 @@ void AddSessions(const v1::StatusResponse& status, std::string* screen) {
 
 std::string TopScreen(const v1::StatusResponse& now,
                       const v1::StatusResponse* before, double seconds) {
-  std::string screen = absl::StrFormat(
-      "run %s: %s, epoch %d, up %.0f s\n", now.name(), now.state(),
-      now.epoch(), now.uptime_s());
+  std::string screen =
+      absl::StrFormat("run %s: %s, epoch %d, up %.0f s\n", now.name(),
+                      now.state(), now.epoch(), now.uptime_s());
   std::string stages;
   for (const v1::StageStatus& stage : now.stages()) {
     const bool runs = stage.state() != "pending" && stage.state() != "done";
     absl::StrAppend(&stages, stages.empty() ? "" : "  ", runs ? ">" : "",
-                    stage.kind(), " ", stage.step(), "/",
-                    stage.total_steps());
+                    stage.kind(), " ", stage.step(), "/", stage.total_steps());
   }
   absl::StrAppend(&screen, "stages:  ", stages, "\n");
   std::string rate = "-";
@@ -95,10 +94,9 @@ std::string TopScreen(const v1::StatusResponse& now,
     return value.has_value() ? absl::StrFormat("%.4g", *value)
                              : std::string("-");
   };
-  absl::StrAppend(&screen, "steps/s: ", rate, "  step ",
-                  shown("timing_s/step"), " s, of it waiting ",
-                  shown("timing_s/wait_batch"), " s  tokens/s ",
-                  shown("tokens_s"), "\n");
+  absl::StrAppend(&screen, "steps/s: ", rate, "  step ", shown("timing_s/step"),
+                  " s, of it waiting ", shown("timing_s/wait_batch"),
+                  " s  tokens/s ", shown("tokens_s"), "\n");
   absl::StrAppend(&screen, "units:   ", now.units_pending(), " pending  ",
                   now.units_leased(), " leased  ", now.units_submitted(),
                   " submitted\n");
@@ -129,8 +127,8 @@ int Top(const TopOptions& options) {
       return FailUnreachable("top", options.target, status.status());
     }
     const double seconds = absl::ToDoubleSeconds(now - before_at);
-    const std::string screen = TopScreen(
-        *status, before.has_value() ? &*before : nullptr, seconds);
+    const std::string screen =
+        TopScreen(*status, before.has_value() ? &*before : nullptr, seconds);
     // Home, each line cleared to its end, the rest below.
     std::printf("%s%s%s", terminal ? "\033[H\033[J" : "", screen.c_str(),
                 terminal ? "" : "\n");

@@ -32,7 +32,8 @@ int Top(const TopOptions& options);
 int FollowLogs(const std::string& run_dir, const std::string& name,
                int32_t lines);
 
-// What was appended to files of a folder since the last call. Thread-compatible.
+// What was appended to files of a folder since the last call.
+// Thread-compatible.
 class LogFollower {
  public:
   // `name` "" = every *.log of `dir`.

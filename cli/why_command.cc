@@ -129,9 +129,9 @@ void AddUnit(const RecordedRun& run, const UnitRow& unit, Json* out) {
             ? Json(run.DirectoryOf(*first))
             : Json(absl::StrCat(run.DirectoryOf(*first), " and later ones"));
   }
-  json["payload"] = absl::StrCat(
-      SegmentPath(run.SegmentsDir(), unit.payload.segment), ", bytes ",
-      unit.payload.offset, "+", unit.payload.length);
+  json["payload"] =
+      absl::StrCat(SegmentPath(run.SegmentsDir(), unit.payload.segment),
+                   ", bytes ", unit.payload.offset, "+", unit.payload.length);
   json["payload_sha256"] = unit.sha256;
   if (const UnitFailedRow* failed = run.FindFailed(unit.id)) {
     json["given_up"] = failed->why;
@@ -140,13 +140,12 @@ void AddUnit(const RecordedRun& run, const UnitRow& unit, Json* out) {
 
 void AddTrajectory(const RecordedRun& run, const Trajectory& t, Json* out) {
   Json& json = *out;
-  json["prompt"] = TextOf(
-      run, t.instruction_ids.empty() ? t.prompt_ids : t.instruction_ids);
+  json["prompt"] =
+      TextOf(run, t.instruction_ids.empty() ? t.prompt_ids : t.instruction_ids);
   const std::vector<PlannedPrompt> planned =
       run.plan().UnitExists(t.id.unit) ? run.plan().PromptsOf(t.id.unit)
                                        : std::vector<PlannedPrompt>();
-  if (t.id.prompt >= 0 &&
-      static_cast<size_t>(t.id.prompt) < planned.size()) {
+  if (t.id.prompt >= 0 && static_cast<size_t>(t.id.prompt) < planned.size()) {
     json["prompt_row"] = planned[static_cast<size_t>(t.id.prompt)].row;
   }
   json["prompt_id"] = t.prompt_id;
@@ -255,11 +254,11 @@ int ExplainSample(const std::string& run_dir, const std::string& id,
   }
   const UnitRow* unit = run->FindUnit(wanted.unit);
   if (unit == nullptr) {
-    return Fail(absl::NotFoundError(absl::StrCat(
-        "unit ", wanted.unit.ToString(), ": ",
-        run->plan().UnitExists(wanted.unit)
-            ? "planned, no result is recorded yet"
-            : "not in this run's plan")));
+    return Fail(absl::NotFoundError(
+        absl::StrCat("unit ", wanted.unit.ToString(), ": ",
+                     run->plan().UnitExists(wanted.unit)
+                         ? "planned, no result is recorded yet"
+                         : "not in this run's plan")));
   }
   const absl::StatusOr<std::vector<Trajectory>> rows = run->ReadUnit(*unit);
   if (run->IsRetired(*unit)) {

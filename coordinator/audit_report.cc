@@ -64,10 +64,9 @@ AuditReport EmptyAuditReport() {
 }
 
 bool AuditReport::ok() const {
-  return std::all_of(findings.begin(), findings.end(),
-                     [](const AuditFinding& finding) {
-                       return finding.violations == 0;
-                     });
+  return std::all_of(
+      findings.begin(), findings.end(),
+      [](const AuditFinding& finding) { return finding.violations == 0; });
 }
 
 }  // namespace cox

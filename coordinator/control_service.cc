@@ -7,18 +7,16 @@ namespace {
 
 using cox::v1::ControlResponse;
 
-grpc::ServerUnaryReactor* Command(ServiceContext& service,
-                                  grpc::CallbackServerContext* context,
-                                  const cox::v1::Caller& caller,
-                                  std::string_view method,
-                                  std::pair<ControlCommand, ControlResponse*>
-                                      command) {
-  return RunUnary(service, context, caller, method,
-                  [command](CoordinatorCore& core) -> absl::Status {
-                    command.second->set_effective_step(
-                        core.Control(command.first));
-                    return absl::OkStatus();
-                  });
+grpc::ServerUnaryReactor* Command(
+    ServiceContext& service, grpc::CallbackServerContext* context,
+    const cox::v1::Caller& caller, std::string_view method,
+    std::pair<ControlCommand, ControlResponse*> command) {
+  return RunUnary(
+      service, context, caller, method,
+      [command](CoordinatorCore& core) -> absl::Status {
+        command.second->set_effective_step(core.Control(command.first));
+        return absl::OkStatus();
+      });
 }
 
 }  // namespace
@@ -31,10 +29,10 @@ grpc::ServerUnaryReactor* ControlServiceImpl::Pause(
 }
 
 grpc::ServerUnaryReactor* ControlServiceImpl::Resume(
-    grpc::CallbackServerContext* context,
-    const cox::v1::ResumeRequest* request, ControlResponse* response) {
-  return Command(service_, context, request->caller(),
-                 "ControlService.Resume", {ControlCommand::kResume, response});
+    grpc::CallbackServerContext* context, const cox::v1::ResumeRequest* request,
+    ControlResponse* response) {
+  return Command(service_, context, request->caller(), "ControlService.Resume",
+                 {ControlCommand::kResume, response});
 }
 
 grpc::ServerUnaryReactor* ControlServiceImpl::Stop(
@@ -60,8 +58,8 @@ grpc::ServerUnaryReactor* ControlServiceImpl::Scale(
         }
         if (request->replicas() < 1 || request->replicas() > kMaxReplicas) {
           return absl::InvalidArgumentError(
-              absl::StrCat("replicas: expected 1 to ", kMaxReplicas,
-                           ", found ", request->replicas()));
+              absl::StrCat("replicas: expected 1 to ", kMaxReplicas, ", found ",
+                           request->replicas()));
         }
         core.Scale(request->role(), request->replicas());
         response->set_effective_step(0);
@@ -86,8 +84,8 @@ grpc::ServerUnaryReactor* ControlServiceImpl::SetKlCoef(
           return absl::FailedPreconditionError(
               "this run was started without a KL penalty (ppo.kl_coef is 0)");
         }
-        if (core.done() || core.plan().stage(core.current_stage()).kind !=
-                               StageKind::kPpo) {
+        if (core.done() ||
+            core.plan().stage(core.current_stage()).kind != StageKind::kPpo) {
           return absl::FailedPreconditionError(
               "kl_coef: stage ppo is not running");
         }

@@ -14,15 +14,14 @@ class ControlServiceImpl final
   grpc::ServerUnaryReactor* Pause(grpc::CallbackServerContext* context,
                                   const cox::v1::PauseRequest* request,
                                   cox::v1::ControlResponse* response) override;
-  grpc::ServerUnaryReactor* Resume(
-      grpc::CallbackServerContext* context,
-      const cox::v1::ResumeRequest* request,
-      cox::v1::ControlResponse* response) override;
+  grpc::ServerUnaryReactor* Resume(grpc::CallbackServerContext* context,
+                                   const cox::v1::ResumeRequest* request,
+                                   cox::v1::ControlResponse* response) override;
   grpc::ServerUnaryReactor* Stop(grpc::CallbackServerContext* context,
                                  const cox::v1::StopRequest* request,
                                  cox::v1::ControlResponse* response) override;
-  // Records how many replicas are wanted of actors or reward; whoever starts the
-  // processes (`cox run`) brings the run there.
+  // Records how many replicas are wanted of actors or reward; whoever starts
+  // the processes (`cox run`) brings the run there.
   grpc::ServerUnaryReactor* Scale(grpc::CallbackServerContext* context,
                                   const cox::v1::ScaleRequest* request,
                                   cox::v1::ControlResponse* response) override;

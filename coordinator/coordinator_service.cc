@@ -52,17 +52,15 @@ absl::Status Admit(const ServiceContext& service,
                    const grpc::ServerContextBase& context,
                    const cox::v1::Caller& caller, std::string_view method) {
   // The first contact learns the run id; every later call names it.
-  const bool first =
-      method == "RunService.Register" && caller.run_id().empty();
-  COX_RETURN_IF_ERROR(CheckCall(
-      context, caller, first ? std::string() : service.run->run_id));
+  const bool first = method == "RunService.Register" && caller.run_id().empty();
+  COX_RETURN_IF_ERROR(
+      CheckCall(context, caller, first ? std::string() : service.run->run_id));
   const std::string peer = PeerUriOf(context.auth_context().get());
   if (first && peer.empty()) {
     const std::string address = context.peer();
-    const bool loopback = address.starts_with("ipv4:127.") ||
-                          address.starts_with("ipv6:[::1]") ||
-                          address.starts_with("ipv6:%5B::1%5D") ||
-                          address.starts_with("unix:");
+    const bool loopback =
+        address.starts_with("ipv4:127.") || address.starts_with("ipv6:[::1]") ||
+        address.starts_with("ipv6:%5B::1%5D") || address.starts_with("unix:");
     if (!loopback) {
       return absl::PermissionDeniedError("caller.run_id is empty");
     }
@@ -141,9 +139,8 @@ absl::Status Coordinator::Init() {
     exit_code_ = code;
   };
   COX_ASSIGN_OR_RETURN(
-      outputs_,
-      RunOutputs::Open(fs_, std::move(outputs), run_.segments.get(),
-                       MakeDecode(run_.tokenizer), *core));
+      outputs_, RunOutputs::Open(fs_, std::move(outputs), run_.segments.get(),
+                                 MakeDecode(run_.tokenizer), *core));
   // The ledger's rows are gone, the pages that held them should be too.
   malloc_trim(0);
   host_ = std::make_unique<CoreHost>(options_.core_host, std::move(core),
@@ -157,8 +154,8 @@ absl::Status Coordinator::Init() {
   if (config.log().trace() > 0) {
     TraceRecorder::Process().Enable(config.log().trace(), run_.run_id);
     COX_ASSIGN_OR_RETURN(
-        traces_, TraceCollector::Open(fs_, JoinPath(run_.run_dir,
-                                                    "trace.json")));
+        traces_,
+        TraceCollector::Open(fs_, JoinPath(run_.run_dir, "trace.json")));
     context_.traces = traces_.get();
   }
   host_->Start(this);
@@ -206,8 +203,7 @@ absl::Status Coordinator::StartServers() {
   const int wanted = options_.port >= 0 ? options_.port : RecordedPort();
   options.bind = absl::StrCat(options_.host, ":", wanted);
   options.advertise = options_.advertise;
-  absl::StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start(options);
+  absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(options);
   if (absl::IsUnavailable(server.status()) && options_.port > 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--port ", options_.port, ": port in use"));
@@ -220,8 +216,7 @@ absl::Status Coordinator::StartServers() {
   server_ = *std::move(server);
 
   HttpServerOptions http;
-  http.host =
-      options_.http_host.empty() ? options_.host : options_.http_host;
+  http.host = options_.http_host.empty() ? options_.host : options_.http_host;
   http.port = options_.http_port;
   http.ready = [this] { return !shut_down_ && host_->fatal().ok(); };
   http.metrics = [this] { return outputs_->metrics().Text(); };
@@ -241,9 +236,9 @@ absl::Status Coordinator::StartServers() {
   COX_RETURN_IF_ERROR(WriteEndpoints("serving"));
   HitFailpoint("endpoints.written");
   server_->SetServing(true);
-  LogInfo("serving", {Field("address", server_->address()),
-                      Field("http", http_->port()),
-                      Field("run_id", run_.run_id)});
+  LogInfo("serving",
+          {Field("address", server_->address()), Field("http", http_->port()),
+           Field("run_id", run_.run_id)});
   return absl::OkStatus();
 }
 
@@ -265,8 +260,7 @@ void Coordinator::OnEffect(CoordinatorCore& core, const Effect& effect) {
 }
 
 absl::StatusOr<std::string> Coordinator::MakePlaceholder(
-    const UnitId& unit, const std::string& policy_hash,
-    int64_t version_step) {
+    const UnitId& unit, const std::string& policy_hash, int64_t version_step) {
   return run_.prompts->Placeholder(unit, policy_hash, version_step);
 }
 

@@ -141,10 +141,10 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
       if (answered.ok() && !*answered && !expired) {
         return false;
       }
-      host->AfterCommit([reactor, status = answered.status()](
-                            const absl::Status& committed) {
-        reactor->Finish(ToGrpc(committed.ok() ? status : committed));
-      });
+      host->AfterCommit(
+          [reactor, status = answered.status()](const absl::Status& committed) {
+            reactor->Finish(ToGrpc(committed.ok() ? status : committed));
+          });
       return true;
     };
     host->Park(wait, attempt, gone, awaits);
@@ -157,8 +157,8 @@ grpc::ServerUnaryReactor* RunPoll(ServiceContext& service,
 
 struct CoordinatorOptions {
   std::string host = "127.0.0.1";  // to listen on
-  std::string advertise;  // host that others reach; "" = `host`
-  std::string http_host;  // of probes and metrics; "" = `host`
+  std::string advertise;           // host that others reach; "" = `host`
+  std::string http_host;           // of probes and metrics; "" = `host`
   int port = -1;  // -1 = as recorded in endpoints.json if free, else any
   int http_port = 0;
   // Tell the cluster which actor pods are idle (pod_cost_service.h).
@@ -212,7 +212,7 @@ class Coordinator : public EffectHandler {
   std::unique_ptr<HttpServer> http_;
   std::unique_ptr<PodCostService> pod_costs_;  // null: not asked for
   std::atomic<bool> shut_down_{false};
-  std::atomic<int> exit_code_{-1};  // -1 = goes on
+  std::atomic<int> exit_code_{-1};     // -1 = goes on
   std::atomic<bool> complete_{false};  // all stages are done
   std::atomic<int64_t> ended_ns_{0};
 };

@@ -16,8 +16,8 @@ constexpr absl::Duration kBrokenGrace = absl::Milliseconds(500);
 
 }  // namespace
 
-CoordinatorCore::CoordinatorCore(CoreOptions options, RunPlan plan,
-                                 Epoch epoch, MonoTime now)
+CoordinatorCore::CoordinatorCore(CoreOptions options, RunPlan plan, Epoch epoch,
+                                 MonoTime now)
     : options_(std::move(options)),
       plan_(std::move(plan)),
       epoch_(epoch),
@@ -39,9 +39,9 @@ absl::Status CoordinatorCore::Recover(const LedgerState& state) {
   for (const StepRow& row : state.steps) {
     std::vector<StepRow>& steps = steps_[row.stage];
     if (row.step != static_cast<int64_t>(steps.size()) + 1) {
-      return absl::DataLossError(absl::StrCat(
-          "ledger: stage ", row.stage, ": step ", steps.size() + 1,
-          " expected, found ", row.step));
+      return absl::DataLossError(absl::StrCat("ledger: stage ", row.stage,
+                                              ": step ", steps.size() + 1,
+                                              " expected, found ", row.step));
     }
     steps.push_back(row);
   }
@@ -79,8 +79,8 @@ absl::Status CoordinatorCore::Recover(const LedgerState& state) {
 absl::Status CoordinatorCore::RecoverStages(const LedgerState& state) {
   for (const StageRow& row : state.stages) {
     if (row.stage < 0 || row.stage >= plan_.num_stages()) {
-      return absl::DataLossError(absl::StrCat(
-          "ledger: stage ", row.stage, " is not in the plan"));
+      return absl::DataLossError(
+          absl::StrCat("ledger: stage ", row.stage, " is not in the plan"));
     }
     stage_rows_[row.stage] = row;
     if (plan_.stage(row.stage).total_steps == 0) {
@@ -128,9 +128,9 @@ absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
     for (const auto& [step, batch] : batches_) {
       for (const UnitId& unit : batch.units) {
         if (queue_.erase({unit.step, unit.index}) != 1) {
-          return absl::DataLossError(absl::StrCat(
-              "ledger: unit ", unit.ToString(), " of step ", step,
-              " is missing or in two steps"));
+          return absl::DataLossError(
+              absl::StrCat("ledger: unit ", unit.ToString(), " of step ", step,
+                           " is missing or in two steps"));
         }
       }
       for (const UnitId& unit : batch.dropped) {
@@ -139,8 +139,8 @@ absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
     }
     // Units are issued in order; holes below the last one are open again.
     const int32_t width = plan_.stage(current_).units_per_step();
-    planned_units_ = (last.first > 0 ? (last.first - 1) * width : 0) +
-                     last.second + 1;
+    planned_units_ =
+        (last.first > 0 ? (last.first - 1) * width : 0) + last.second + 1;
     for (int64_t n = 0; n < planned_units_; ++n) {
       const UnitKey key{n / width + 1, static_cast<int32_t>(n % width)};
       if (!submitted_.contains(key)) {
@@ -171,8 +171,8 @@ void CoordinatorCore::Tick() {
   std::vector<std::string> gone;
   for (auto& [id, session] : sessions_) {
     const absl::Duration silent = now_ - session.last_contact;
-    const bool broken = session.broken.has_value() &&
-                        now_ - *session.broken > kBrokenGrace;
+    const bool broken =
+        session.broken.has_value() && now_ - *session.broken > kBrokenGrace;
     if (session.alive && (broken || silent > options_.suspect)) {
       LoseSession(id, session);
     } else if (!session.alive && silent > options_.suspect * 20) {
@@ -197,11 +197,10 @@ void CoordinatorCore::Tick() {
 absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::Find(
     const CoreCaller& caller, std::string_view role) {
   if (caller.epoch > epoch_.value) {
-    return WithReason(
-        absl::FailedPreconditionError(absl::StrCat(
-            "this is epoch ", epoch_.value, ", the caller knows epoch ",
-            caller.epoch)),
-        ErrorReason::kStaleEpoch);
+    return WithReason(absl::FailedPreconditionError(absl::StrCat(
+                          "this is epoch ", epoch_.value,
+                          ", the caller knows epoch ", caller.epoch)),
+                      ErrorReason::kStaleEpoch);
   }
   // Before the epoch: sessions live in memory, so after a restart everybody
   // gets the answer that says what to do.
@@ -209,8 +208,7 @@ absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::Find(
   if (found == sessions_.end()) {
     return WithReason(absl::NotFoundError(absl::StrCat(
                           "epoch ", epoch_.value, " does not know session ",
-                          caller.session, " of ", caller.name,
-                          ": register")),
+                          caller.session, " of ", caller.name, ": register")),
                       ErrorReason::kUnknownSession);
   }
   if (caller.epoch != epoch_.value) {
@@ -252,11 +250,10 @@ absl::StatusOr<CoordinatorCore::Session*> CoordinatorCore::FindMember(
     }
   }
   if (!member) {
-    return WithReason(
-        absl::FailedPreconditionError(absl::StrCat(
-            "generation ", caller.generation, " of rank ", rank,
-            " is over, now ", generation_.value, ": join again")),
-        ErrorReason::kStaleGeneration);
+    return WithReason(absl::FailedPreconditionError(absl::StrCat(
+                          "generation ", caller.generation, " of rank ", rank,
+                          " is over, now ", generation_.value, ": join again")),
+                      ErrorReason::kStaleGeneration);
   }
   return session;
 }
@@ -268,15 +265,14 @@ absl::Status CoordinatorCore::Register(const RegisterEvent& event) {
   }
   if (caller.role != "actor" && caller.role != "reward" &&
       caller.role != "learner") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "caller.role: actor, reward or learner expected, found '", caller.role,
-        "'"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("caller.role: actor, reward or learner expected, found '",
+                     caller.role, "'"));
   }
   if (caller.role == "learner" &&
       (event.rank < 0 || event.rank >= options_.world_size)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rank: 0..", options_.world_size - 1,
-                     " expected, found ", event.rank));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "rank: 0..", options_.world_size - 1, " expected, found ", event.rank));
   }
   if (!event.numerics_class.empty()) {
     std::string& known = numerics_[caller.role];
@@ -284,10 +280,9 @@ absl::Status CoordinatorCore::Register(const RegisterEvent& event) {
       known = event.numerics_class;
       SetMeta(absl::StrCat("numerics/", caller.role), known);
     } else if (known != event.numerics_class) {
-      const std::string text =
-          absl::StrCat(caller.name, ": numerics class '",
-                       event.numerics_class, "', this run's ", caller.role,
-                       " processes have '", known, "'");
+      const std::string text = absl::StrCat(
+          caller.name, ": numerics class '", event.numerics_class,
+          "', this run's ", caller.role, " processes have '", known, "'");
       AddEvent("numerics", text);
       if (plan_.schedule().mode != ScheduleMode::kStreaming) {
         return absl::InvalidArgumentError(text);
@@ -564,9 +559,9 @@ void CoordinatorCore::AddEvent(const std::string& kind,
   EventRow row{next_event_++, wall_time_s_, kind, text};
   events_.push_back(row);
   if (events_.size() > kMaxEvents) {
-    events_.erase(events_.begin(),
-                  events_.begin() +
-                      static_cast<std::ptrdiff_t>(kMaxEvents / 2));
+    events_.erase(
+        events_.begin(),
+        events_.begin() + static_cast<std::ptrdiff_t>(kMaxEvents / 2));
   }
   Record(std::move(row));
 }

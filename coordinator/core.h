@@ -84,8 +84,9 @@ class CoordinatorCore {
   // --- Learners
   absl::StatusOr<JoinReply> Join(const JoinEvent& event);
   // Nothing = the batch is not complete.
-  absl::StatusOr<std::optional<BatchReply>> TakeBatch(
-      const CoreCaller& caller, int32_t stage, int64_t step);
+  absl::StatusOr<std::optional<BatchReply>> TakeBatch(const CoreCaller& caller,
+                                                      int32_t stage,
+                                                      int64_t step);
   // True = replayed. DATA_LOSS: recorded hashes differ; the run fails.
   absl::StatusOr<bool> CommitStep(const CommitStepEvent& event);
   absl::Status Publish(const PublishEvent& event);
@@ -152,8 +153,7 @@ class CoordinatorCore {
   using Member = CoreMember;
   using AuditResult = CoreAuditResult;
 
-  CoordinatorCore(CoreOptions options, RunPlan plan, Epoch epoch,
-                  MonoTime now);
+  CoordinatorCore(CoreOptions options, RunPlan plan, Epoch epoch, MonoTime now);
   absl::Status Recover(const LedgerState& state);
   absl::Status RecoverStages(const LedgerState& state);
   absl::Status RecoverUnits(const LedgerState& state);
@@ -171,8 +171,7 @@ class CoordinatorCore {
   bool HasLiveHolder(const std::string& hash) const;
   // Whether `id` is alive and registered after `session`.
   bool IsYounger(const std::string& id, const Session& session) const;
-  SourceData Source(const VersionRow& version,
-                    const std::string& asking) const;
+  SourceData Source(const VersionRow& version, const std::string& asking) const;
 
   const VersionRow* FindVersion(const std::string& model,
                                 PolicyVersion version) const;
@@ -258,10 +257,10 @@ class CoordinatorCore {
   std::map<std::pair<std::string, PolicyVersion>, VersionRow> versions_;
   std::map<UnitKey, UnitRow> submitted_;  // of the current stage
   std::map<int64_t, int32_t> submitted_in_step_;
-  std::map<int64_t, BatchRow> batches_;   // of the current stage (streaming)
+  std::map<int64_t, BatchRow> batches_;  // of the current stage (streaming)
   std::map<UnitId, UnitFailedRow> failed_;
   SegmentBook book_;
-  std::vector<EventRow> events_;          // the newest kMaxEvents
+  std::vector<EventRow> events_;  // the newest kMaxEvents
   int64_t next_event_ = 1;
   int64_t next_control_ = 1;
   bool paused_ = false;
@@ -280,7 +279,7 @@ class CoordinatorCore {
   CoreAudits audit_;
   CoreFailures failing_;
   std::map<std::string, std::vector<float>> canaries_;  // by content hash
-  std::vector<absl::Duration> unit_times_;  // ring of the last ones
+  std::vector<absl::Duration> unit_times_;              // ring of the last ones
   size_t unit_time_next_ = 0;
   int64_t next_step_to_open_ = 1;
   int64_t planned_units_ = 0;  // opened or issued in the current stage

@@ -81,10 +81,10 @@ absl::StatusOr<SubmitResult> CoordinatorCore::AuditUnit(
     absl::Status verdict;
     for (const AuditResult& other : all) {
       if (other.event.payload_sha256 == accepted.payload_sha256) continue;
-      const std::string why = absl::StrCat(
-          "unit ", event.unit.ToString(), ": two actors computed ",
-          accepted.payload_sha256, ", ", other.name, " ",
-          other.event.payload_sha256);
+      const std::string why =
+          absl::StrCat("unit ", event.unit.ToString(), ": two actors computed ",
+                       accepted.payload_sha256, ", ", other.name, " ",
+                       other.event.payload_sha256);
       Quarantine(other.event.caller.session, why);
       if (of_session(other)) verdict = absl::PermissionDeniedError(why);
     }
@@ -97,9 +97,9 @@ absl::StatusOr<SubmitResult> CoordinatorCore::AuditUnit(
     return SubmitResult::kAccepted;
   }
   if (results.size() > 1) {
-    AddEvent("audit", absl::StrCat("unit ", event.unit.ToString(), ": ",
-                                   results.size(),
-                                   " actors computed different results"));
+    AddEvent("audit",
+             absl::StrCat("unit ", event.unit.ToString(), ": ", results.size(),
+                          " actors computed different results"));
   }
   // Open again, for somebody else.
   leases_.erase(key);
@@ -124,11 +124,9 @@ bool CoordinatorCore::MayCompute(const std::string& session,
            failures->second >= options_.poison_after;
   };
   const bool alone = suspect(key);
-  return std::none_of(leases_.begin(), leases_.end(),
-                      [&](const auto& lease) {
-                        return lease.second.session == session &&
-                               (alone || suspect(lease.first));
-                      });
+  return std::none_of(leases_.begin(), leases_.end(), [&](const auto& lease) {
+    return lease.second.session == session && (alone || suspect(lease.first));
+  });
 }
 
 void CoordinatorCore::Quarantine(const std::string& id,
@@ -145,15 +143,14 @@ void CoordinatorCore::Quarantine(const std::string& id,
       return result.event.caller.session == id;
     });
   }
-  std::erase_if(audit_.open, [](const auto& entry) {
-    return entry.second.empty();
-  });
+  std::erase_if(audit_.open,
+                [](const auto& entry) { return entry.second.empty(); });
   Changed();
 }
 
 void CoordinatorCore::TickAudits() {
-  const auto actors = std::count_if(
-      sessions_.begin(), sessions_.end(), [](const auto& entry) {
+  const auto actors =
+      std::count_if(sessions_.begin(), sessions_.end(), [](const auto& entry) {
         const Session& session = entry.second;
         return session.alive && !session.quarantined &&
                session.who.caller.role == "actor";
@@ -171,8 +168,7 @@ void CoordinatorCore::TickAudits() {
         accepted.push_back(results.front().event);
       }
     } else if (now_ - since > kUnsettled) {
-      Fail(absl::StrCat("unit ",
-                        results.front().event.unit.ToString(),
+      Fail(absl::StrCat("unit ", results.front().event.unit.ToString(),
                         ": actors computed different results, and no other "
                         "actor came to settle it"),
            43);

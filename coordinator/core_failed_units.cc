@@ -23,8 +23,7 @@ std::string Times(int32_t n) {
 
 void CoordinatorCore::CountFailure(UnitKey key, const std::string& what) {
   const int32_t failures = ++failing_.counts[key];
-  const std::string unit =
-      UnitId{current_, key.first, key.second}.ToString();
+  const std::string unit = UnitId{current_, key.first, key.second}.ToString();
   if (failures == options_.poison_after) {
     AddEvent("unit suspect",
              absl::StrCat("unit ", unit, ": ", what, ", ", Times(failures),
@@ -68,7 +67,8 @@ void CoordinatorCore::CountFailure(UnitKey key, const std::string& what) {
 void CoordinatorCore::RecordFailed(const SubmitEvent& placeholder,
                                    const std::string& why) {
   const UnitKey key{placeholder.unit.step, placeholder.unit.index};
-  if (placeholder.unit.stage != current_ || failing_.giving_up.erase(key) == 0) {
+  if (placeholder.unit.stage != current_ ||
+      failing_.giving_up.erase(key) == 0) {
     return;
   }
   audit_.open.erase(key);

@@ -32,9 +32,8 @@ void CoordinatorCore::ForgetHistory() {
   if (checkpoints.size() < 2) {
     return;
   }
-  const int64_t kept =
-      std::max(options_.history_steps,
-               plan_.schedule().eta + plan_.schedule().lag + 2);
+  const int64_t kept = std::max(
+      options_.history_steps, plan_.schedule().eta + plan_.schedule().lag + 2);
   const int64_t end = std::min(checkpoints[1].step - 1, committed() - kept);
   int64_t& begin = history_.forgotten[current_];
   for (; begin < end; ++begin) {

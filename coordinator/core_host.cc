@@ -117,12 +117,11 @@ std::vector<CoreHost::Item> CoreHost::NextItems() {
   const bool has_parked = turn_.has_parked();
   std::vector<Item> items;
   MutexLock lock(&mutex_);
-  wake_.WaitFor(mutex_,
-                std::max(absl::ZeroDuration(), until - options_.clock->Now()),
-                [this, has_parked]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                  return stopping_ || !queue_.empty() ||
-                         (!parking_ && has_parked);
-                });
+  wake_.WaitFor(
+      mutex_, std::max(absl::ZeroDuration(), until - options_.clock->Now()),
+      [this, has_parked]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        return stopping_ || !queue_.empty() || (!parking_ && has_parked);
+      });
   while (!queue_.empty() && items.size() < kMaxTurn) {
     items.push_back(std::move(queue_.front()));
     queue_.pop_front();
@@ -134,11 +133,10 @@ void CoreHost::Loop() {
   while (true) {
     std::vector<Item> items = NextItems();
     const bool idle = items.empty();
-    const absl::Status status =
-        turn_.Run(options_.clock->Now(),
-                  absl::ToDoubleSeconds(options_.clock->WallNow() -
-                                        absl::UnixEpoch()),
-                  std::move(items), parking());
+    const absl::Status status = turn_.Run(
+        options_.clock->Now(),
+        absl::ToDoubleSeconds(options_.clock->WallNow() - absl::UnixEpoch()),
+        std::move(items), parking());
     if (!status.ok()) {
       Die(status);
       return;
@@ -153,8 +151,8 @@ void CoreHost::Loop() {
 void CoreHost::Park(absl::Duration wait,
                     std::function<bool(bool expired)> attempt,
                     std::function<bool()> gone, unsigned awaits) {
-  turn_.Park(options_.clock->Now() + wait, std::move(attempt),
-             std::move(gone), awaits);
+  turn_.Park(options_.clock->Now() + wait, std::move(attempt), std::move(gone),
+             awaits);
 }
 
 void CoreHost::Die(const absl::Status& status) {

@@ -73,8 +73,7 @@ class CoreHost {
   void AfterCommit(Reply reply) { turn_.AfterCommit(std::move(reply)); }
   // As CoreTurn::Park, `wait` from now.
   void Park(absl::Duration wait, std::function<bool(bool expired)> attempt,
-            std::function<bool()> gone = nullptr,
-            unsigned awaits = kAnyChange);
+            std::function<bool()> gone = nullptr, unsigned awaits = kAnyChange);
 
   // Any thread.
   const SegmentStore& segments() const { return turn_.segments(); }

@@ -12,8 +12,7 @@ namespace cox {
 
 int64_t CoordinatorCore::committed() const {
   auto found = steps_.find(current_);
-  return found == steps_.end() ? 0
-                               : static_cast<int64_t>(found->second.size());
+  return found == steps_.end() ? 0 : static_cast<int64_t>(found->second.size());
 }
 
 const std::vector<StepRow>& CoordinatorCore::Steps(int32_t stage) const {
@@ -93,10 +92,8 @@ absl::Status CoordinatorCore::CheckBatch(const CommitStepEvent& event) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<bool> CoordinatorCore::ReplayStep(
-    const CommitStepEvent& event) {
-  const StepRow& row =
-      steps_[event.stage][static_cast<size_t>(event.step - 1)];
+absl::StatusOr<bool> CoordinatorCore::ReplayStep(const CommitStepEvent& event) {
+  const StepRow& row = steps_[event.stage][static_cast<size_t>(event.step - 1)];
   if (!options_.rules.compare_and_set) {
     return true;
   }
@@ -111,8 +108,7 @@ absl::StatusOr<bool> CoordinatorCore::ReplayStep(
   return true;
 }
 
-absl::StatusOr<bool> CoordinatorCore::CommitStep(
-    const CommitStepEvent& event) {
+absl::StatusOr<bool> CoordinatorCore::CommitStep(const CommitStepEvent& event) {
   COX_RETURN_IF_ERROR(FindMember(event.caller).status());
   if (event.stage < 0 || event.stage >= plan_.num_stages() || event.step < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -127,22 +123,19 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(
       return replayed.status();
     }
     if (event.checkpoint.has_value()) {
-      COX_RETURN_IF_ERROR(RecordCheckpoint(event.caller, event.stage,
-                                           *event.checkpoint,
-                                           event.weight_hash));
+      COX_RETURN_IF_ERROR(RecordCheckpoint(
+          event.caller, event.stage, *event.checkpoint, event.weight_hash));
     }
     CheckStageComplete();
     return true;
   }
-  const bool next =
-      event.step == last + 1 || !options_.rules.compare_and_set;
+  const bool next = event.step == last + 1 || !options_.rules.compare_and_set;
   if (event.stage != current_ || !next ||
       !plan_.stage(event.stage).has_learner_steps() ||
       event.step > plan_.stage(event.stage).total_steps) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("step ", event.step, " of stage ", event.stage,
-                     ": stage ", current_, " has committed ",
-                     done() ? 0 : committed(), " steps"));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "step ", event.step, " of stage ", event.stage, ": stage ", current_,
+        " has committed ", done() ? 0 : committed(), " steps"));
   }
   if (absl::Status batch = CheckBatch(event); !batch.ok()) {
     if (absl::IsDataLoss(batch)) {
@@ -175,8 +168,7 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(
   Changed();
   if (event.checkpoint.has_value()) {
     COX_RETURN_IF_ERROR(RecordCheckpoint(event.caller, event.stage,
-                                         *event.checkpoint,
-                                         event.weight_hash));
+                                         *event.checkpoint, event.weight_hash));
   }
   ForgetHistory();
   CheckStageComplete();
@@ -187,8 +179,8 @@ absl::StatusOr<std::string> CoordinatorCore::BeginCheckpoint(
     const CoreCaller& caller, int32_t stage, int64_t step) {
   COX_RETURN_IF_ERROR(FindMember(caller).status());
   if (stage < 0 || stage >= plan_.num_stages() || step < 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "stage ", stage, " step ", step, " is not in the plan"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("stage ", stage, " step ", step, " is not in the plan"));
   }
   // Two stages of a kind get folders of their own.
   std::string folder(StageKindName(plan_.stage(stage).kind));
@@ -199,17 +191,18 @@ absl::StatusOr<std::string> CoordinatorCore::BeginCheckpoint(
                   absl::StrFormat("step_%06d.g%d", step, generation_.value));
 }
 
-absl::Status CoordinatorCore::RecordCheckpoint(
-    const CoreCaller& caller, int32_t stage, const CheckpointData& checkpoint,
-    const std::string& weight_hash) {
+absl::Status CoordinatorCore::RecordCheckpoint(const CoreCaller& caller,
+                                               int32_t stage,
+                                               const CheckpointData& checkpoint,
+                                               const std::string& weight_hash) {
   const std::vector<StepRow>& steps = Steps(stage);
   const bool committed = checkpoint.step >= 1 &&
                          checkpoint.step <= static_cast<int64_t>(steps.size());
   const bool checks = options_.rules.checkpoint_of_committed;
   if (!committed && checks) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "checkpoint of stage ", stage, " step ", checkpoint.step,
-        ": the step is not committed"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("checkpoint of stage ", stage, " step ", checkpoint.step,
+                     ": the step is not committed"));
   }
   if (committed) {
     COX_RETURN_IF_ERROR(CheckRemembered(stage, checkpoint.step));
@@ -220,22 +213,22 @@ absl::Status CoordinatorCore::RecordCheckpoint(
   }
   absl::Status bad;
   if (const std::string recorded =
-          committed ? steps[static_cast<size_t>(checkpoint.step - 1)].weight_hash
-                    : "";
+          committed
+              ? steps[static_cast<size_t>(checkpoint.step - 1)].weight_hash
+              : "";
       recorded != weight_hash && checks) {
-    bad = absl::DataLossError(absl::StrCat(
-        "checkpoint of stage ", stage, " step ", checkpoint.step,
-        ": the step was committed with weights ", recorded, ", found ",
-        weight_hash));
+    bad = absl::DataLossError(
+        absl::StrCat("checkpoint of stage ", stage, " step ", checkpoint.step,
+                     ": the step was committed with weights ", recorded,
+                     ", found ", weight_hash));
   }
-  auto [found, inserted] =
-      checkpoints_.try_emplace({stage, checkpoint.step});
+  auto [found, inserted] = checkpoints_.try_emplace({stage, checkpoint.step});
   if (!inserted && bad.ok() &&
       found->second.state_sha256 != checkpoint.state_sha256) {
-    bad = absl::DataLossError(absl::StrCat(
-        "checkpoint of stage ", stage, " step ", checkpoint.step,
-        ": recorded with state ", found->second.state_sha256,
-        ", recomputed with ", checkpoint.state_sha256));
+    bad = absl::DataLossError(
+        absl::StrCat("checkpoint of stage ", stage, " step ", checkpoint.step,
+                     ": recorded with state ", found->second.state_sha256,
+                     ", recomputed with ", checkpoint.state_sha256));
   }
   if (!bad.ok()) {
     if (inserted) {
@@ -307,8 +300,7 @@ std::optional<CheckpointRow> CoordinatorCore::NewestCheckpoint(
 absl::Status CoordinatorCore::CheckPublishable(
     const VersionRow& version) const {
   const PolicyVersion& id = version.version;
-  const std::string what =
-      absl::StrCat(version.model, " ", id.ToString());
+  const std::string what = absl::StrCat(version.model, " ", id.ToString());
   if (done() || id.stage != current_) {
     return absl::FailedPreconditionError(
         absl::StrCat(what, ": stage ", current_, " is running"));
@@ -324,26 +316,23 @@ absl::Status CoordinatorCore::CheckPublishable(
                               absl::StrCat(what, ": step 0 expected"));
   }
   if (version.model != "policy") {
-    return absl::InvalidArgumentError(
-        absl::StrCat(what, ": unknown model"));
+    return absl::InvalidArgumentError(absl::StrCat(what, ": unknown model"));
   }
-  const int64_t last = stage.kind == StageKind::kPpo
-                           ? committed() +
-                                 (options_.rules.publish_committed_only ? 0 : 1)
-                           : stage.total_steps - 1;
+  const int64_t last =
+      stage.kind == StageKind::kPpo
+          ? committed() + (options_.rules.publish_committed_only ? 0 : 1)
+          : stage.total_steps - 1;
   if (id.step < 0 || id.step > last) {
     return absl::FailedPreconditionError(
         absl::StrCat(what, ": the last version that may exist is ", last));
   }
-  if (stage.kind == StageKind::kPpo && id.step > 0 &&
-      id.step <= committed()) {
+  if (stage.kind == StageKind::kPpo && id.step > 0 && id.step <= committed()) {
     COX_RETURN_IF_ERROR(CheckRemembered(current_, id.step));
-    const StepRow& step =
-        Steps(current_)[static_cast<size_t>(id.step - 1)];
+    const StepRow& step = Steps(current_)[static_cast<size_t>(id.step - 1)];
     if (step.weight_hash != version.content_hash) {
-      return absl::DataLossError(absl::StrCat(
-          what, ": the step was committed with weights ", step.weight_hash,
-          ", published ", version.content_hash));
+      return absl::DataLossError(
+          absl::StrCat(what, ": the step was committed with weights ",
+                       step.weight_hash, ", published ", version.content_hash));
     }
   }
   return absl::OkStatus();
@@ -356,10 +345,10 @@ absl::Status CoordinatorCore::Publish(const PublishEvent& event) {
       FindVersion(event.version.model, event.version.version);
   if (status.ok() && known != nullptr &&
       known->content_hash != event.version.content_hash) {
-    status = absl::DataLossError(absl::StrCat(
-        event.version.model, " ", event.version.version.ToString(),
-        " was published with hash ", known->content_hash, ", now ",
-        event.version.content_hash));
+    status = absl::DataLossError(
+        absl::StrCat(event.version.model, " ", event.version.version.ToString(),
+                     " was published with hash ", known->content_hash, ", now ",
+                     event.version.content_hash));
   }
   if (!status.ok()) {
     if (absl::IsDataLoss(status)) {

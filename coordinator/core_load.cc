@@ -44,8 +44,7 @@ LoadView CoordinatorCore::Load() const {
       stage.has_learner_steps() ? committed() * load.units_per_step : 0;
   // The last units of the stage are in: nothing is left to generate.
   load.needs_actors =
-      stage.has_units() &&
-      finished + load.ready_units < planned;
+      stage.has_units() && finished + load.ready_units < planned;
   for (const auto& [id, session] : sessions_) {
     load.live_actors +=
         session.alive && session.who.caller.role == "actor" ? 1 : 0;

@@ -61,7 +61,7 @@ struct CoreAudits {
   std::map<CoreUnitKey, std::vector<CoreAuditResult>> open;  // not decided yet
   MonoTime not_alone;  // when there was last not exactly one actor
   std::map<CoreUnitKey, MonoTime> since;  // nobody else can compute it
-  bool told = false;  // that units count unaudited
+  bool told = false;                      // that units count unaudited
 };
 
 // Units that nobody can compute (core_failed_units.cc).

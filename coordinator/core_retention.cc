@@ -11,14 +11,14 @@ namespace cox {
 std::vector<std::string> CoordinatorCore::DropCheckpoints(int32_t stage) {
   const std::vector<CheckpointRow> rows = LatestCheckpoints(stage);
   const std::vector<StepRow>& steps = Steps(stage);
-  std::vector<std::string> why = WhyKept(
-      options_.checkpoints, rows, plan_.stage(stage).total_steps,
-      [&](int64_t step) {
-        return step >= 1 && step <= static_cast<int64_t>(steps.size())
-                   ? MetricOf(steps[static_cast<size_t>(step - 1)],
-                              options_.checkpoints.best_metric)
-                   : std::nullopt;
-      });
+  std::vector<std::string> why =
+      WhyKept(options_.checkpoints, rows, plan_.stage(stage).total_steps,
+              [&](int64_t step) {
+                return step >= 1 && step <= static_cast<int64_t>(steps.size())
+                           ? MetricOf(steps[static_cast<size_t>(step - 1)],
+                                      options_.checkpoints.best_metric)
+                           : std::nullopt;
+              });
   if (!options_.rules.keep_two_checkpoints) {
     why.assign(rows.size(), "");
   }
@@ -65,8 +65,8 @@ void CoordinatorCore::DropSegments() {
        book_.Surplus(options_.payloads.bytes, needed, retired)) {
     book_.Remove(row);
     Record(row);
-    AddEvent("retention", absl::StrCat("segment ", row.segment, ", ",
-                                       row.bytes, " bytes of payloads"));
+    AddEvent("retention", absl::StrCat("segment ", row.segment, ", ", row.bytes,
+                                       " bytes of payloads"));
     Effect effect;
     effect.kind = Effect::Kind::kSegmentRemoved;
     effect.segment = row.segment;

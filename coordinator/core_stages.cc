@@ -16,12 +16,12 @@ int64_t SerialOf(const AssignmentData& a) {
   std::string text = absl::StrCat(static_cast<int>(a.kind), "|", a.stage, "|",
                                   a.stage_kind, "|", a.total_steps, "|");
   for (const auto& checkpoint : {a.policy, a.reward}) {
-    absl::StrAppend(&text,
-                    checkpoint.has_value() ? checkpoint->directory : "", "|");
+    absl::StrAppend(&text, checkpoint.has_value() ? checkpoint->directory : "",
+                    "|");
   }
   for (const PublishOrderData& order : a.publish) {
-    absl::StrAppend(&text, order.model, order.version.ToString(),
-                    order.folder, "|");
+    absl::StrAppend(&text, order.model, order.version.ToString(), order.folder,
+                    "|");
   }
   for (const SourceData& source : a.models) {
     absl::StrAppend(&text, source.version.model, source.version.content_hash,
@@ -70,9 +70,9 @@ void CoordinatorCore::FinishStage(int32_t stage, const MetricList& metrics,
   row.total_steps = plan_.stage(current_).total_steps;
   row.metrics = metrics;
   Record(row);
-  AddEvent("stage", absl::StrCat(
-                        StageKindName(plan_.stage(current_).kind).data(),
-                        " done"));
+  AddEvent(
+      "stage",
+      absl::StrCat(StageKindName(plan_.stage(current_).kind).data(), " done"));
   ++current_;
   if (!done() && next_total_steps > 0) {
     plan_.SetTotalSteps(current_, next_total_steps);
@@ -266,10 +266,9 @@ StatusView CoordinatorCore::Status() const {
   }
   for (const auto& [id, session] : sessions_) {
     view.sessions.push_back(
-        {session.who.caller.role, session.who.caller.name,
-         session.who.address, session.state, session.state_ms,
-         session.waiting_for, now_ - session.last_contact, session.alive,
-         session.rss_bytes});
+        {session.who.caller.role, session.who.caller.name, session.who.address,
+         session.state, session.state_ms, session.waiting_for,
+         now_ - session.last_contact, session.alive, session.rss_bytes});
   }
   view.units_pending = static_cast<int64_t>(pending_.size());
   view.units_leased = static_cast<int64_t>(leases_.size());
@@ -288,12 +287,11 @@ std::vector<WaitView> CoordinatorCore::Waits() const {
   for (const auto& [id, session] : sessions_) {
     if (!session.waiting_for.empty()) {
       waits.push_back({session.who.caller.name, session.waiting_for,
-                       session.state,
-                       absl::Milliseconds(session.state_ms)});
+                       session.state, absl::Milliseconds(session.state_ms)});
     }
     if (!session.alive) {
-      waits.push_back({"coordinator", session.who.caller.name,
-                       "a heartbeat", now_ - session.last_contact});
+      waits.push_back({"coordinator", session.who.caller.name, "a heartbeat",
+                       now_ - session.last_contact});
     }
   }
   for (const auto& [key, lease] : leases_) {
@@ -358,28 +356,26 @@ absl::Status CoordinatorCore::CheckInvariants() const {
        stage.has_learner_steps() && step <= committed(); ++step) {
     const std::vector<UnitRow> units = UnitsOfStep(current_, step);
     if (static_cast<int32_t>(units.size()) != stage.units_per_step()) {
-      return broken(absl::StrCat("step ", step, " has ", units.size(),
-                                 " units"));
+      return broken(
+          absl::StrCat("step ", step, " has ", units.size(), " units"));
     }
     for (const UnitRow& unit : units) {
       if (!seen.insert({unit.id.step, unit.id.index}).second) {
-        return broken(absl::StrCat("unit ", unit.id.ToString(),
-                                   " is in two steps"));
+        return broken(
+            absl::StrCat("unit ", unit.id.ToString(), " is in two steps"));
       }
       if (unit.version_step > step - 1 ||
-          (streaming &&
-           step - 1 - unit.version_step > plan_.schedule().eta)) {
+          (streaming && step - 1 - unit.version_step > plan_.schedule().eta)) {
         return broken(absl::StrCat("unit ", unit.id.ToString(),
-                                   " is too new or too stale for step ",
-                                   step));
+                                   " is too new or too stale for step ", step));
       }
     }
   }
   for (const auto& [key, unit] : submitted_) {
-    if (!streaming && unit.version_step !=
-                          plan_.VersionFor(current_, key.first).step) {
-      return broken(absl::StrCat("unit ", unit.id.ToString(),
-                                 " has version ", unit.version_step));
+    if (!streaming &&
+        unit.version_step != plan_.VersionFor(current_, key.first).step) {
+      return broken(absl::StrCat("unit ", unit.id.ToString(), " has version ",
+                                 unit.version_step));
     }
   }
   return absl::OkStatus();

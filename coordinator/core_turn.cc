@@ -11,8 +11,7 @@ namespace cox {
 
 CoreTurn::CoreTurn(std::unique_ptr<CoordinatorCore> core,
                    std::unique_ptr<LedgerStore> ledger,
-                   std::unique_ptr<SegmentStore> segments,
-                   absl::Duration tick)
+                   std::unique_ptr<SegmentStore> segments, absl::Duration tick)
     : core_(std::move(core)),
       ledger_(std::move(ledger)),
       segments_(std::move(segments)),
@@ -88,10 +87,9 @@ absl::Status CoreTurn::Run(MonoTime now, double wall_time_s,
     absl::StatusOr<SubmitResult> result =
         item.refused.ok() ? core_->Submit(*item.submit)
                           : absl::StatusOr<SubmitResult>(item.refused);
-    AfterCommit([result = std::move(result), reply = std::move(item.reply)](
-                    const absl::Status& committed) {
-      reply(committed.ok() ? result
-                           : absl::StatusOr<SubmitResult>(committed));
+    AfterCommit([result = std::move(result),
+                 reply = std::move(item.reply)](const absl::Status& committed) {
+      reply(committed.ok() ? result : absl::StatusOr<SubmitResult>(committed));
     });
   }
   if (now >= next_tick_) {
@@ -125,9 +123,9 @@ absl::Status CoreTurn::CarryOut(const Effect& effect) {
       // Its row is durable: what stays behind costs space until the next start.
       if (const absl::Status removed = segments_->Remove(effect.segment);
           !removed.ok()) {
-        core_->AddEvent("retention", absl::StrCat("segment ", effect.segment,
-                                                  " not deleted yet: ",
-                                                  removed.message()));
+        core_->AddEvent("retention",
+                        absl::StrCat("segment ", effect.segment,
+                                     " not deleted yet: ", removed.message()));
       }
       return absl::OkStatus();
     case Effect::Kind::kUnitGivenUp:
@@ -141,10 +139,9 @@ absl::Status CoreTurn::CarryOut(const Effect& effect) {
 // Like any payload: synced before its row (rule 4).
 absl::Status CoreTurn::StorePlaceholder(const Effect& effect) {
   SubmitEvent event = effect.submit;
-  COX_ASSIGN_OR_RETURN(
-      const std::string payload,
-      handler_->MakePlaceholder(event.unit, event.policy_hash,
-                                event.version_step));
+  COX_ASSIGN_OR_RETURN(const std::string payload,
+                       handler_->MakePlaceholder(event.unit, event.policy_hash,
+                                                 event.version_step));
   event.payload_sha256 = Sha256Hex(std::string_view(payload));
   COX_ASSIGN_OR_RETURN(event.payload, segments_->Append(payload));
   unsynced_ = true;
@@ -192,8 +189,8 @@ void CoreTurn::Park(MonoTime deadline,
 
 void CoreTurn::DropGone() {
   for (Parked& parked : std::exchange(parked_, {})) {
-    const bool done = parked.gone && parked.gone() &&
-                      parked.attempt(/*expired=*/false);
+    const bool done =
+        parked.gone && parked.gone() && parked.attempt(/*expired=*/false);
     if (!done) {
       parked_.push_back(std::move(parked));
     }

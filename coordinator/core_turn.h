@@ -79,8 +79,7 @@ class CoreTurn {
   // has answered. `gone()` is asked at every tick; when it says true, so is the
   // attempt.
   void Park(MonoTime deadline, std::function<bool(bool expired)> attempt,
-            std::function<bool()> gone = nullptr,
-            unsigned awaits = kAnyChange);
+            std::function<bool()> gone = nullptr, unsigned awaits = kAnyChange);
 
   // Any thread.
   const SegmentStore& segments() const { return *segments_; }

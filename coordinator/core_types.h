@@ -24,32 +24,32 @@ namespace cox {
 // Which rules of docs/durability.md hold. All of them: only the test that
 // shows that the simulator notices a missing rule (tests/sim/) sets one false.
 struct CoreRules {
-  bool ack_after_commit = true;           // 3
-  bool payload_before_row = true;         // 4
-  bool end_at_failed_sync = true;         // 5
-  bool refuse_stale_generation = true;    // 7
-  bool first_result_stays = true;         // 8
-  bool exact_version = true;              // 10
-  bool unit_order = true;                 // 11
-  bool compare_and_set = true;            // 12
-  bool checkpoint_of_committed = true;    // 13
-  bool generation_durable = true;         // 14
-  bool publish_committed_only = true;     // 16
-  bool keep_two_checkpoints = true;       // 20
-  bool keep_needed_payloads = true;       // 20
+  bool ack_after_commit = true;         // 3
+  bool payload_before_row = true;       // 4
+  bool end_at_failed_sync = true;       // 5
+  bool refuse_stale_generation = true;  // 7
+  bool first_result_stays = true;       // 8
+  bool exact_version = true;            // 10
+  bool unit_order = true;               // 11
+  bool compare_and_set = true;          // 12
+  bool checkpoint_of_committed = true;  // 13
+  bool generation_durable = true;       // 14
+  bool publish_committed_only = true;   // 16
+  bool keep_two_checkpoints = true;     // 20
+  bool keep_needed_payloads = true;     // 20
 };
 
 struct CoreOptions {
-  absl::Duration lease = absl::Seconds(10);    // shortest lease
-  absl::Duration suspect = absl::Seconds(6);   // silent for this long = dead
-  int32_t world_size = 1;                      // learner ranks
+  absl::Duration lease = absl::Seconds(10);   // shortest lease
+  absl::Duration suspect = absl::Seconds(6);  // silent for this long = dead
+  int32_t world_size = 1;                     // learner ranks
   // Whether a reward model takes part (reward.kind rm).
   bool reward_model = false;
-  std::string reward_address;  // a foreign RewardService (reward.kind grpc)
-  bool gold_available = false;  // a lexicon is configured
-  bool monitor_gold = false;    // also score ppo samples with it
+  std::string reward_address;    // a foreign RewardService (reward.kind grpc)
+  bool gold_available = false;   // a lexicon is configured
+  bool monitor_gold = false;     // also score ppo samples with it
   bool label_by_people = false;  // collect: labels come from a file
-  bool eval_average = false;  // eval: ppo's averaged weights (ppo.ema_decay)
+  bool eval_average = false;     // eval: ppo's averaged weights (ppo.ema_decay)
   std::string checkpoint_dir;
   CheckpointRetention checkpoints;
   PayloadRetention payloads;
@@ -207,9 +207,9 @@ enum class ControlCommand { kPause, kResume, kStop, kKlCoef };
 // What the shell does after the rows of the same turn are durable.
 struct Effect {
   enum class Kind {
-    kStepCommitted,   // stage, step: metrics and samples
-    kStageComplete,   // stage: write its outputs, then FinishStage()
-    kRunFailed,       // text, exit_code
+    kStepCommitted,  // stage, step: metrics and samples
+    kStageComplete,  // stage: write its outputs, then FinishStage()
+    kRunFailed,      // text, exit_code
     // Carried out by CoreTurn itself:
     kSegmentRemoved,  // segment: delete its file
     kUnitGivenUp,     // submit, text: store a placeholder, RecordFailed()
@@ -249,7 +249,7 @@ struct StatusView {
   int64_t units_leased = 0;
   int64_t units_submitted = 0;  // of steps that are not committed
   MetricList last_metrics;
-  std::map<std::string, int32_t> wanted;  // processes, by role
+  std::map<std::string, int32_t> wanted;    // processes, by role
   std::vector<UnitFailedRow> failed_units;  // of the whole run
   std::string failure;
   int failure_exit_code = 0;

@@ -45,10 +45,9 @@ void CoordinatorCore::OpenUnits() {
   // before a restart and stay so.
   while (next_step_to_open_ <= stage.total_steps) {
     const int64_t step = next_step_to_open_;
-    const bool has_rows = submitted_.lower_bound({step, 0}) !=
-                          submitted_.end();
-    if (!has_rows && FindVersion("policy", plan_.VersionFor(current_, step)) ==
-                         nullptr) {
+    const bool has_rows = submitted_.lower_bound({step, 0}) != submitted_.end();
+    if (!has_rows &&
+        FindVersion("policy", plan_.VersionFor(current_, step)) == nullptr) {
       return;
     }
     for (int32_t index = 0; index < stage.units_per_step(); ++index) {
@@ -134,8 +133,8 @@ absl::StatusOr<std::vector<LeaseGrant>> CoordinatorCore::Lease(
     const CoreCaller& caller, int32_t max_units) {
   COX_ASSIGN_OR_RETURN(const Session* session, Find(caller, "actor"));
   if (session->quarantined) {
-    return absl::PermissionDeniedError(absl::StrCat(
-        caller.name, " is shut out: a result of it was wrong"));
+    return absl::PermissionDeniedError(
+        absl::StrCat(caller.name, " is shut out: a result of it was wrong"));
   }
   std::vector<LeaseGrant> grants;
   if (paused_ || draining_ || done() || !failure_.empty() ||
@@ -296,21 +295,19 @@ absl::Status CoordinatorCore::CheckSubmitVersion(
     const VersionRow* version =
         FindVersion("policy", {current_, event.version_step});
     if (version == nullptr || version->content_hash != event.policy_hash) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("unit ", event.unit.ToString(),
-                       ": no published version ", event.version_step,
-                       " has hash ", event.policy_hash));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "unit ", event.unit.ToString(), ": no published version ",
+          event.version_step, " has hash ", event.policy_hash));
     }
     if (committed() - event.version_step > plan_.schedule().eta) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "unit ", event.unit.ToString(), ": version ", event.version_step,
-          " is more than ", plan_.schedule().eta, " behind step ",
-          committed() + 1));
+      return absl::FailedPreconditionError(
+          absl::StrCat("unit ", event.unit.ToString(), ": version ",
+                       event.version_step, " is more than ",
+                       plan_.schedule().eta, " behind step ", committed() + 1));
     }
     return absl::OkStatus();
   }
-  const PolicyVersion expected =
-      plan_.VersionFor(current_, event.unit.step);
+  const PolicyVersion expected = plan_.VersionFor(current_, event.unit.step);
   const VersionRow* version = FindVersion("policy", expected);
   if (version == nullptr || version->content_hash != event.policy_hash ||
       event.version_step != expected.step) {
@@ -352,10 +349,10 @@ absl::StatusOr<std::optional<SubmitResult>> CoordinatorCore::JudgeSubmit(
       }
       // Two computations of one function disagree: somebody's numbers are
       // wrong. The first result stays (rule 8).
-      const std::string text = absl::StrCat(
-          "unit ", event.unit.ToString(), ": recorded result ",
-          found->second.sha256, ", ", session->who.caller.name,
-          " submitted ", event.payload_sha256);
+      const std::string text =
+          absl::StrCat("unit ", event.unit.ToString(), ": recorded result ",
+                       found->second.sha256, ", ", session->who.caller.name,
+                       " submitted ", event.payload_sha256);
       AddEvent("data loss", text);
       return absl::DataLossError(text);
     }
@@ -377,8 +374,7 @@ absl::StatusOr<bool> CoordinatorCore::WantsPayload(const SubmitEvent& event) {
   return !known.has_value();
 }
 
-absl::StatusOr<SubmitResult> CoordinatorCore::Submit(
-    const SubmitEvent& event) {
+absl::StatusOr<SubmitResult> CoordinatorCore::Submit(const SubmitEvent& event) {
   COX_ASSIGN_OR_RETURN(std::optional<SubmitResult> known, JudgeSubmit(event));
   if (known.has_value()) {
     return *known;

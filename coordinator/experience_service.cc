@@ -24,8 +24,8 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
       : service_(service), context_(context) {}
 
   void Start(const TakeBatchRequest& request) {
-    const absl::Status admitted = Admit(
-        service_, *context_, request.caller(), "ExperienceService.TakeBatch");
+    const absl::Status admitted = Admit(service_, *context_, request.caller(),
+                                        "ExperienceService.TakeBatch");
     if (!admitted.ok()) {
       Finish(ToGrpc(admitted));
       return;
@@ -33,9 +33,12 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
     CoreHost* host = service_.host;
     const absl::Duration wait = PollWait(*context_, request.wait_ms());
     const bool posted = host->Post([this, host, wait, request] {
-      host->Park(wait, [this, host, request](bool expired) {
-        return Attempt(*host, request, expired);
-      }, /*gone=*/nullptr, kBatchChange | kOtherChange);
+      host->Park(
+          wait,
+          [this, host, request](bool expired) {
+            return Attempt(*host, request, expired);
+          },
+          /*gone=*/nullptr, kBatchChange | kOtherChange);
     });
     if (!posted) {
       Finish(ToGrpc(BusyError()));
@@ -57,11 +60,9 @@ class BatchStream : public grpc::ServerWriteReactor<TakeBatchResponse> {
   void OnDone() override { delete this; }
 
  private:
-  bool Attempt(CoreHost& host, const TakeBatchRequest& request,
-               bool expired) {
-    absl::StatusOr<std::optional<BatchReply>> batch =
-        host.core().TakeBatch(ToCore(request.caller()), request.stage(),
-                              request.step());
+  bool Attempt(CoreHost& host, const TakeBatchRequest& request, bool expired) {
+    absl::StatusOr<std::optional<BatchReply>> batch = host.core().TakeBatch(
+        ToCore(request.caller()), request.stage(), request.step());
     absl::Status status = batch.status();
     if (status.ok() && !batch->has_value()) {
       // While the run drains nobody completes it: the caller may leave.

@@ -116,10 +116,9 @@ struct ControlRow {  // an operator's command
 };
 
 using LedgerRow =
-    std::variant<MetaRow, GenerationRow, UnitRow, BatchRow, VersionRow,
-                 StepRow, CheckpointRow, CheckpointRemovedRow,
-                 SegmentRemovedRow, UnitFailedRow, StageRow, EventRow,
-                 ControlRow>;
+    std::variant<MetaRow, GenerationRow, UnitRow, BatchRow, VersionRow, StepRow,
+                 CheckpointRow, CheckpointRemovedRow, SegmentRemovedRow,
+                 UnitFailedRow, StageRow, EventRow, ControlRow>;
 
 // Everything in the ledger; lists in order of their keys.
 struct LedgerState {

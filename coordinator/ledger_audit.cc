@@ -172,12 +172,11 @@ class Audit {
     }
     for (const CheckpointRow& row : state_.checkpoints) {
       const StepRow* step = run_.FindStep(row.stage, row.step);
-      const int64_t txn =
-          Txn(state_.checkpoints, record_.checkpoint_txn, &row);
+      const int64_t txn = Txn(state_.checkpoints, record_.checkpoint_txn, &row);
       if (txn != 0) {  // else its place among the steps is not known
-        rows.emplace_back(txn, row.generation,
-                          absl::StrCat(Where(row.stage, row.step),
-                                       " checkpoint"));
+        rows.emplace_back(
+            txn, row.generation,
+            absl::StrCat(Where(row.stage, row.step), " checkpoint"));
       }
       if (step != nullptr && row.generation < step->generation) {
         Bad(Invariant::kGenerations, Where(row.stage, row.step),
@@ -189,18 +188,17 @@ class Audit {
                         absl::StrCat("transaction ", row.number));
     }
     // Unnumbered steps (transaction 0) come first, in the order of their keys.
-    std::stable_sort(rows.begin(), rows.end(), [](const auto& a,
-                                                  const auto& b) {
-      return std::get<0>(a) < std::get<0>(b);
-    });
+    std::stable_sort(rows.begin(), rows.end(),
+                     [](const auto& a, const auto& b) {
+                       return std::get<0>(a) < std::get<0>(b);
+                     });
     Generation last;
     for (const auto& [txn, generation, where] : rows) {
       Count(Invariant::kGenerations);
       if (generation < last || generation > state_.generation) {
         Bad(Invariant::kGenerations, where,
-            absl::StrCat("generation ", generation.value, " after ",
-                         last.value, ", the newest is ",
-                         state_.generation.value));
+            absl::StrCat("generation ", generation.value, " after ", last.value,
+                         ", the newest is ", state_.generation.value));
       }
       last = std::max(last, generation);
     }
@@ -249,8 +247,7 @@ class Audit {
           run_.FindVersion("policy", {stage, row.version_step});
       if (version == nullptr) {
         Bad(Invariant::kPublishedWeights, Where(row),
-            absl::StrCat("version ", row.version_step,
-                         " was never published"));
+            absl::StrCat("version ", row.version_step, " was never published"));
         continue;
       }
       Same(Invariant::kPublishedWeights, Where(row), "weights",
@@ -305,9 +302,9 @@ class Audit {
     Same(Invariant::kStepUnits, where, "units", absl::StrCat(expected),
          absl::StrCat(units->size()));
     const BatchRow* batch = run_.FindBatch(row.stage, row.step);
-    const int64_t frozen =
-        batch == nullptr ? Txn(&row)
-                         : Txn(state_.batches, record_.batch_txn, batch);
+    const int64_t frozen = batch == nullptr
+                               ? Txn(&row)
+                               : Txn(state_.batches, record_.batch_txn, batch);
     if (frozen > Txn(&row)) {
       Bad(Invariant::kStepUnits, where,
           "committed before its batch was frozen");
@@ -328,8 +325,8 @@ class Audit {
   void CheckStaleness(const StepRow& row, const UnitRow& unit) {
     Count(Invariant::kStaleness);
     const SchedulePlan& schedule = plan_.schedule();
-    const int64_t bound = plan_.IsStreaming(row.stage) ? schedule.eta
-                                                       : schedule.lag;
+    const int64_t bound =
+        plan_.IsStreaming(row.stage) ? schedule.eta : schedule.lag;
     const int64_t age = row.step - 1 - unit.version_step;
     if (age < 0 || age > bound) {
       Bad(Invariant::kStaleness,
@@ -367,8 +364,8 @@ class Audit {
     for (const BatchRow& row : state_.batches) {
       for (const auto* list : {&row.units, &row.dropped}) {
         for (const UnitId& id : *list) {
-          const std::string where = absl::StrCat(Where(row.stage, row.step),
-                                                 " unit ", id.ToString());
+          const std::string where =
+              absl::StrCat(Where(row.stage, row.step), " unit ", id.ToString());
           if (run_.FindUnit(id) == nullptr) {
             Bad(Invariant::kConservation, where,
                 "in a batch, but never submitted");
@@ -482,8 +479,7 @@ class Audit {
   void CheckFacts(const CheckpointRow& row, const StepRow* step,
                   const CheckpointFacts& facts, const std::string& where) {
     Count(Invariant::kRunId);
-    Same(Invariant::kRunId, where, "run id", run_.Meta("run_id"),
-         facts.run_id);
+    Same(Invariant::kRunId, where, "run id", run_.Meta("run_id"), facts.run_id);
     Same(Invariant::kCheckpointFiles, where, "state", row.state_sha256,
          facts.state_sha256);
     Same(Invariant::kCheckpointOfStep, where, "stage, step and generation",
@@ -537,11 +533,10 @@ class Audit {
       rows.push_back(&row);
       total += static_cast<int64_t>(row.payload.length);
     }
-    std::sort(rows.begin(), rows.end(),
-              [](const UnitRow* a, const UnitRow* b) {
-                return std::pair(a->payload.segment, a->payload.offset) <
-                       std::pair(b->payload.segment, b->payload.offset);
-              });
+    std::sort(rows.begin(), rows.end(), [](const UnitRow* a, const UnitRow* b) {
+      return std::pair(a->payload.segment, a->payload.offset) <
+             std::pair(b->payload.segment, b->payload.offset);
+    });
     int64_t told = 0;
     for (const UnitRow* row : rows) {
       Count(Invariant::kPayloadHash);

@@ -38,9 +38,9 @@ enum class Invariant {
 
 struct AuditFinding {
   Invariant invariant = Invariant::kCount;
-  std::string name;     // "steps-contiguous"
-  std::string text;     // what must hold
-  std::string things;   // what was counted: "steps"
+  std::string name;    // "steps-contiguous"
+  std::string text;    // what must hold
+  std::string things;  // what was counted: "steps"
   int64_t checked = 0;
   int64_t violations = 0;
   // The first offending row: "ppo step 3 unit s0.3.1: expected ..., found ...".
@@ -67,8 +67,8 @@ struct CheckpointFacts {
   int64_t step = 0;
   int64_t generation = 0;
   std::string batch_sha256;
-  std::string weight_hash;    // of the manifest
-  std::string trained_hash;   // computed from the trained model's tensors
+  std::string weight_hash;   // of the manifest
+  std::string trained_hash;  // computed from the trained model's tensors
   std::string state_sha256;
   std::vector<std::string> files;
 };

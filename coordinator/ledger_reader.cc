@@ -15,8 +15,7 @@ namespace {
 
 // The row of `rows`, ascending by `key`, whose key is `wanted`.
 template <typename Row, typename Wanted, typename KeyOf>
-const Row* Find(const std::vector<Row>& rows, const Wanted& wanted,
-                KeyOf key) {
+const Row* Find(const std::vector<Row>& rows, const Wanted& wanted, KeyOf key) {
   const auto place = std::lower_bound(
       rows.begin(), rows.end(), wanted,
       [&key](const Row& row, const Wanted& value) { return key(row) < value; });
@@ -32,14 +31,14 @@ absl::StatusOr<RecordedRun> RecordedRun::Open(Fs& fs,
   return FromRecord(fs, run_dir, std::move(record));
 }
 
-absl::StatusOr<RecordedRun> RecordedRun::FromRecord(Fs& fs,
-                                                    std::string run_dir,
+absl::StatusOr<RecordedRun> RecordedRun::FromRecord(Fs& fs, std::string run_dir,
                                                     LedgerRecord record) {
   const auto text = record.state.meta.find("plan");
   if (text == record.state.meta.end()) {
     return absl::FailedPreconditionError(absl::StrCat(
-        run_dir, ": the ledger holds no plan: the run has not started, or an "
-                 "older build wrote it (resuming the run adds it)"));
+        run_dir,
+        ": the ledger holds no plan: the run has not started, or an "
+        "older build wrote it (resuming the run adds it)"));
   }
   COX_ASSIGN_OR_RETURN(PlanOptions options, ParsePlanRecord(text->second));
   COX_ASSIGN_OR_RETURN(RunPlan plan, RunPlan::Create(std::move(options)));
@@ -77,8 +76,8 @@ absl::StatusOr<int32_t> RecordedRun::FindStage(const std::string& text) const {
     }
     absl::StrAppend(&names, names.empty() ? "" : ", ", name);
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "stage: expected one of ", names, ", found '", text, "'"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("stage: expected one of ", names, ", found '", text, "'"));
 }
 
 const UnitRow* RecordedRun::FindUnit(const UnitId& id) const {
@@ -117,11 +116,11 @@ const BatchRow* RecordedRun::FindBatch(int32_t stage, int64_t step) const {
 
 const VersionRow* RecordedRun::FindVersion(const std::string& model,
                                            const PolicyVersion& version) const {
-  return Find(
-      state().versions, std::tuple(model, version.stage, version.step),
-      [](const VersionRow& row) {
-        return std::tuple(row.model, row.version.stage, row.version.step);
-      });
+  return Find(state().versions, std::tuple(model, version.stage, version.step),
+              [](const VersionRow& row) {
+                return std::tuple(row.model, row.version.stage,
+                                  row.version.step);
+              });
 }
 
 const CheckpointRow* RecordedRun::NewestCheckpoint(int32_t stage,
@@ -136,10 +135,9 @@ const CheckpointRow* RecordedRun::NewestCheckpoint(int32_t stage,
 }
 
 std::string RecordedRun::DirectoryOf(const CheckpointRow& row) const {
-  const std::string own = JoinPath(
-      JoinPath(JoinPath(run_dir_, "checkpoints"),
-               BaseName(DirName(row.directory))),
-      BaseName(row.directory));
+  const std::string own = JoinPath(JoinPath(JoinPath(run_dir_, "checkpoints"),
+                                            BaseName(DirName(row.directory))),
+                                   BaseName(row.directory));
   return fs_->Exists(own) ? own : row.directory;
 }
 
@@ -193,11 +191,10 @@ absl::StatusOr<std::vector<Trajectory>> RecordedRun::ReadUnit(
 }
 
 bool IsPlaceholder(const std::vector<Trajectory>& trajectories) {
-  return std::all_of(trajectories.begin(), trajectories.end(),
-                     [](const Trajectory& t) {
-                       return t.finish == FinishReason::kAbort &&
-                              t.response_ids.empty();
-                     });
+  return std::all_of(
+      trajectories.begin(), trajectories.end(), [](const Trajectory& t) {
+        return t.finish == FinishReason::kAbort && t.response_ids.empty();
+      });
 }
 
 absl::StatusOr<UnitId> ParseUnitId(const std::string& text) {
@@ -211,8 +208,8 @@ absl::StatusOr<UnitId> ParseUnitId(const std::string& text) {
       return id;
     }
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "unit: expected a form like s4.12.3, found '", text, "'"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("unit: expected a form like s4.12.3, found '", text, "'"));
 }
 
 absl::StatusOr<TrajectoryId> ParseTrajectoryId(const std::string& text) {
@@ -222,9 +219,8 @@ absl::StatusOr<TrajectoryId> ParseTrajectoryId(const std::string& text) {
   if (slash != std::string::npos) {
     const absl::StatusOr<UnitId> unit = ParseUnitId(text.substr(0, slash));
     const std::string rest = text.substr(slash + 1);
-    if (unit.ok() &&
-        std::sscanf(rest.c_str(), "%d.%d%n", &id.prompt, &id.sample, &end) ==
-            2) {
+    if (unit.ok() && std::sscanf(rest.c_str(), "%d.%d%n", &id.prompt,
+                                 &id.sample, &end) == 2) {
       id.unit = *unit;
       if (id.ToString() == text) {
         return id;

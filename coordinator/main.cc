@@ -88,8 +88,8 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
                                         : nullptr;
     if (port != nullptr) {
       if (!absl::SimpleAtoi(value, port) || *port < 0 || *port > 65535) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            name, ": 0..65535 expected, found '", value, "'"));
+        return absl::InvalidArgumentError(
+            absl::StrCat(name, ": 0..65535 expected, found '", value, "'"));
       }
     } else if (name == "--config") {
       flags.config.path = value;
@@ -124,8 +124,8 @@ absl::Status LockRunDir(const std::string& run_dir) {
   }
   if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
     close(fd);
-    return absl::InvalidArgumentError(absl::StrCat(
-        run_dir, ": another coordinator runs in this directory"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(run_dir, ": another coordinator runs in this directory"));
   }
   return absl::OkStatus();
 }

@@ -147,8 +147,8 @@ class MemoryLedger : public LedgerStore {
   absl::Status CheckFence() override {
     if (disk_->epoch != epoch_ && disk_->fenced) {
       return absl::FailedPreconditionError(
-          absl::StrCat("ledger: epoch ", disk_->epoch.value,
-                       " took over from ", epoch_.value));
+          absl::StrCat("ledger: epoch ", disk_->epoch.value, " took over from ",
+                       epoch_.value));
     }
     return absl::OkStatus();
   }

@@ -15,9 +15,8 @@ namespace {
 
 absl::Status CheckSafetensors(Fs& fs, const std::string& path) {
   COX_ASSIGN_OR_RETURN(const uint64_t size, fs.FileSize(path));
-  COX_ASSIGN_OR_RETURN(
-      const std::string first,
-      fs.ReadRange(path, 0, std::min<uint64_t>(size, 8)));
+  COX_ASSIGN_OR_RETURN(const std::string first,
+                       fs.ReadRange(path, 0, std::min<uint64_t>(size, 8)));
   COX_ASSIGN_OR_RETURN(const uint64_t end, SafetensorsHeaderEnd(first, size));
   COX_ASSIGN_OR_RETURN(const std::string prefix, fs.ReadRange(path, 0, end));
   return ParseSafetensorsHeader(prefix, size).status();
@@ -61,14 +60,12 @@ absl::Status CheckModelFolder(Fs& fs, const std::string& field,
                               const std::string& dir,
                               const Tokenizer* tokenizer, int64_t vocab_size) {
   const bool gguf = IsGgufPath(dir);
-  const std::string config_path =
-      gguf ? dir : JoinPath(dir, "config.json");
+  const std::string config_path = gguf ? dir : JoinPath(dir, "config.json");
   auto texts = ReadModelTexts(fs, dir);
   if (!texts.ok()) {
     return AsInput(texts.status(), field, config_path);
   }
-  const auto config =
-      nlohmann::json::parse(texts->config_json, nullptr, false);
+  const auto config = nlohmann::json::parse(texts->config_json, nullptr, false);
   if (!config.is_object() || !config.contains("vocab_size") ||
       !config["vocab_size"].is_number_integer()) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -76,10 +73,9 @@ absl::Status CheckModelFolder(Fs& fs, const std::string& field,
   }
   const auto found = config["vocab_size"].get<int64_t>();
   if (found < vocab_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, ": ", config_path,
-                     ": expected a vocabulary of at least ", vocab_size,
-                     " tokens (the run's tokenizer), found ", found));
+    return absl::InvalidArgumentError(absl::StrCat(
+        field, ": ", config_path, ": expected a vocabulary of at least ",
+        vocab_size, " tokens (the run's tokenizer), found ", found));
   }
   if (gguf) {
     return CheckTokenizer(field, dir, texts->tokenizer_json, tokenizer);
@@ -95,8 +91,9 @@ absl::Status CheckModelFolder(Fs& fs, const std::string& field,
     COX_RETURN_IF_ERROR(AsInput(CheckSafetensors(fs, path), field, path));
   }
   if (!weights) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        field, ": ", dir, ": expected model.safetensors or shards, found none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ": ", dir,
+                     ": expected model.safetensors or shards, found none"));
   }
   return CheckTokenizer(field, JoinPath(dir, "tokenizer.json"),
                         texts->tokenizer_json, tokenizer);

@@ -15,8 +15,7 @@ constexpr int kMaxSamples = 256;
 }  // namespace
 
 grpc::ServerUnaryReactor* MonitorServiceImpl::Status(
-    grpc::CallbackServerContext* context,
-    const cox::v1::StatusRequest* request,
+    grpc::CallbackServerContext* context, const cox::v1::StatusRequest* request,
     cox::v1::StatusResponse* response) {
   return RunUnary(
       service_, context, request->caller(), "MonitorService.Status",
@@ -110,15 +109,15 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Samples(
     const cox::v1::SamplesRequest* request,
     cox::v1::SamplesResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Status admitted = Admit(service_, *context, request->caller(),
-                                      "MonitorService.Samples");
+  const absl::Status admitted =
+      Admit(service_, *context, request->caller(), "MonitorService.Samples");
   if (!admitted.ok()) {
     reactor->Finish(ToGrpc(admitted));
     return reactor;
   }
   // Rows from the core thread, payloads on the I/O thread.
-  const auto read = [this, reactor, request, response](
-                        const std::vector<UnitRow>& units) {
+  const auto read = [this, reactor, request,
+                     response](const std::vector<UnitRow>& units) {
     const int limit = std::clamp(request->limit(), 1, kMaxSamples);
     const absl::StatusOr<std::vector<SampleText>> samples =
         service_.outputs->ReadSamples(units, static_cast<size_t>(limit));
@@ -157,48 +156,45 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Samples(
 }
 
 grpc::ServerUnaryReactor* MonitorServiceImpl::Events(
-    grpc::CallbackServerContext* context,
-    const cox::v1::EventsRequest* request,
+    grpc::CallbackServerContext* context, const cox::v1::EventsRequest* request,
     cox::v1::EventsResponse* response) {
-  return RunUnary(
-      service_, context, request->caller(), "MonitorService.Events",
-      [request, response](CoordinatorCore& core) -> absl::Status {
-        const int limit = std::clamp(request->limit(), 1, kMaxRows);
-        for (const EventRow& row : core.events()) {
-          if (row.number <= request->after()) {
-            continue;
-          }
-          if (response->events_size() == limit) {
-            break;
-          }
-          cox::v1::Event* out = response->add_events();
-          out->set_number(row.number);
-          out->set_wall_time_s(row.wall_time_s);
-          out->set_kind(row.kind);
-          out->set_text(row.text);
-        }
-        return absl::OkStatus();
-      });
+  return RunUnary(service_, context, request->caller(), "MonitorService.Events",
+                  [request, response](CoordinatorCore& core) -> absl::Status {
+                    const int limit = std::clamp(request->limit(), 1, kMaxRows);
+                    for (const EventRow& row : core.events()) {
+                      if (row.number <= request->after()) {
+                        continue;
+                      }
+                      if (response->events_size() == limit) {
+                        break;
+                      }
+                      cox::v1::Event* out = response->add_events();
+                      out->set_number(row.number);
+                      out->set_wall_time_s(row.wall_time_s);
+                      out->set_kind(row.kind);
+                      out->set_text(row.text);
+                    }
+                    return absl::OkStatus();
+                  });
 }
 
 grpc::ServerUnaryReactor* MonitorServiceImpl::Stuck(
     grpc::CallbackServerContext* context, const cox::v1::StuckRequest* request,
     cox::v1::StuckResponse* response) {
-  return RunUnary(
-      service_, context, request->caller(), "MonitorService.Stuck",
-      [response](CoordinatorCore& core) -> absl::Status {
-        for (const WaitView& wait : core.Waits()) {
-          if (response->waits_size() >= kMaxRows) {
-            break;
-          }
-          cox::v1::Wait* out = response->add_waits();
-          out->set_who(wait.who);
-          out->set_whom(wait.whom);
-          out->set_what(wait.what);
-          out->set_since_ms(absl::ToInt64Milliseconds(wait.since));
-        }
-        return absl::OkStatus();
-      });
+  return RunUnary(service_, context, request->caller(), "MonitorService.Stuck",
+                  [response](CoordinatorCore& core) -> absl::Status {
+                    for (const WaitView& wait : core.Waits()) {
+                      if (response->waits_size() >= kMaxRows) {
+                        break;
+                      }
+                      cox::v1::Wait* out = response->add_waits();
+                      out->set_who(wait.who);
+                      out->set_whom(wait.whom);
+                      out->set_what(wait.what);
+                      out->set_since_ms(absl::ToInt64Milliseconds(wait.since));
+                    }
+                    return absl::OkStatus();
+                  });
 }
 
 }  // namespace cox

@@ -46,9 +46,9 @@ absl::StatusOr<RunPlan> RunPlan::Create(PlanOptions options) {
   for (const StagePlan& stage : options.stages) {
     const std::string name(StageKindName(stage.kind));
     if (stage.total_steps < 0 || stage.total_steps >= kMaxSteps) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, ": at most ", kMaxSteps - 1, " steps, found ",
-          stage.total_steps));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": at most ", kMaxSteps - 1, " steps, found ",
+                       stage.total_steps));
     }
     const bool needs_units = stage.kind == StageKind::kCollect ||
                              stage.kind == StageKind::kPpo ||
@@ -129,9 +129,9 @@ std::vector<PlannedPrompt> RunPlan::PromptsOf(const UnitId& unit) const {
     const int64_t position = base + place;
     const int64_t pass = position / plan.prompt_count;
     if (cached_stage_ != unit.stage || cached_pass_ != pass) {
-      order_ = Permutation(
-          plan.prompt_count, seed(),
-          absl::StrCat("prompts/", unit.stage, "/pass/", pass));
+      order_ =
+          Permutation(plan.prompt_count, seed(),
+                      absl::StrCat("prompts/", unit.stage, "/pass/", pass));
       cached_stage_ = unit.stage;
       cached_pass_ = pass;
     }

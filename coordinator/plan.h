@@ -45,11 +45,11 @@ struct StagePlan {
   // Steps to commit (learner stages) or rounds of units (collect 1, eval 1 or
   // 2). 0 for rm, rft, dpo and kto until the comparisons are known.
   int64_t total_steps = 0;
-  int64_t prompt_count = 0;       // rows of the stage's prompt data
-  int64_t prompts_per_step = 0;   // 0 = the stage has no units
-  int32_t unit_prompts = 0;       // the last unit of a step may have fewer
-  int32_t samples_per_prompt = 1;         // eval: of round 1
-  int32_t samples_per_prompt_final = 1;   // eval: of round 2
+  int64_t prompt_count = 0;        // rows of the stage's prompt data
+  int64_t prompts_per_step = 0;    // 0 = the stage has no units
+  int32_t unit_prompts = 0;        // the last unit of a step may have fewer
+  int32_t samples_per_prompt = 1;  // eval: of round 1
+  int32_t samples_per_prompt_final = 1;  // eval: of round 2
 
   bool has_units() const { return prompts_per_step > 0; }
   // Leaves a policy in its checkpoint.

@@ -9,15 +9,14 @@ absl::Status CheckIdsBelow(const std::vector<int32_t>& ids, int64_t bound,
                            const char* name) {
   for (const int32_t id : ids) {
     if (id < 0 || id >= bound) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, ": ids below ", bound, " expected, found ", id));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": ids below ", bound, " expected, found ", id));
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status CheckLogprobs(const std::vector<float>& values,
-                           const char* name) {
+absl::Status CheckLogprobs(const std::vector<float>& values, const char* name) {
   for (const float value : values) {
     if (!(value <= 0.0f)) {
       return absl::InvalidArgumentError(
@@ -94,9 +93,9 @@ absl::StatusOr<int64_t> PromptBook::CheckUnit(
   const std::vector<BookPrompt> prompts = ForUnit(unit);
   const size_t samples = static_cast<size_t>(SamplesPerPrompt(unit));
   if (trajectories.size() != prompts.size() * samples) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "unit ", unit.ToString(), ": ", prompts.size() * samples,
-        " trajectories expected, found ", trajectories.size()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("unit ", unit.ToString(), ": ", prompts.size() * samples,
+                     " trajectories expected, found ", trajectories.size()));
   }
   for (size_t i = 0; i < trajectories.size(); ++i) {
     const Trajectory& t = trajectories[i];
@@ -105,8 +104,7 @@ absl::StatusOr<int64_t> PromptBook::CheckUnit(
                           static_cast<int32_t>(i % samples)};
     if (t.id != id) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "trajectory ", id.ToString(), " expected, found ",
-          t.id.ToString()));
+          "trajectory ", id.ToString(), " expected, found ", t.id.ToString()));
     }
     if (t.prompt_id != prompt.prompt_id || t.prompt_ids != prompt.ids ||
         t.instruction_ids != prompt.instruction_ids) {

@@ -46,16 +46,15 @@ std::vector<std::string> WhyKept(
   const auto best = static_cast<size_t>(std::max(retention.keep_best, 0));
   for (size_t i = 0; i < std::min(best, measured.size()); ++i) {
     const auto& [key, row] = measured[i];
-    AddReason(why[row],
-              absl::StrCat("best ", retention.best_metric, " = ",
-                           retention.best_is_highest ? -key : key));
+    AddReason(why[row], absl::StrCat("best ", retention.best_metric, " = ",
+                                     retention.best_is_highest ? -key : key));
   }
   return why;
 }
 
 int64_t RetiredUpTo(const RunPlan& plan, int32_t stage, bool stage_done,
-                    const std::vector<int64_t>& checkpoints,
-                    int64_t committed, int64_t keep_steps) {
+                    const std::vector<int64_t>& checkpoints, int64_t committed,
+                    int64_t keep_steps) {
   if (!plan.stage(stage).has_learner_steps()) {
     // Its outputs are made from the payloads before it is done.
     return stage_done ? INT64_MAX : 0;
@@ -63,8 +62,7 @@ int64_t RetiredUpTo(const RunPlan& plan, int32_t stage, bool stage_done,
   if (checkpoints.size() < 2) {
     return 0;
   }
-  return std::min(checkpoints[1],
-                  committed - std::min(committed, keep_steps));
+  return std::min(checkpoints[1], committed - std::min(committed, keep_steps));
 }
 
 void SegmentBook::Add(const UnitRow& unit, int64_t trained) {
@@ -79,8 +77,7 @@ void SegmentBook::Add(const UnitRow& unit, int64_t trained) {
 }
 
 void SegmentBook::Settle(const UnitRow& unit, int64_t trained) {
-  if (auto use = segments_.find(unit.payload.segment);
-      use != segments_.end()) {
+  if (auto use = segments_.find(unit.payload.segment); use != segments_.end()) {
     StageUse& stage = use->second.stages[unit.id.stage];
     --stage.open;
     stage.last_step = std::max(stage.last_step, trained);

@@ -51,8 +51,8 @@ struct PayloadRetention {
 // stage without learner steps is done. `checkpoints`: steps of the stage's
 // checkpoint rows, newest first; `committed`: its committed steps.
 int64_t RetiredUpTo(const RunPlan& plan, int32_t stage, bool stage_done,
-                    const std::vector<int64_t>& checkpoints,
-                    int64_t committed, int64_t keep_steps);
+                    const std::vector<int64_t>& checkpoints, int64_t committed,
+                    int64_t keep_steps);
 
 // Which segment files hold what, as rows come and go.
 class SegmentBook {

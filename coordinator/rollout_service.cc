@@ -83,8 +83,8 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
     if (header_.payload_bytes() == 0 ||
         header_.payload_bytes() > static_cast<uint64_t>(limit)) {
       return absl::InvalidArgumentError(
-          absl::StrCat("header.payload_bytes: 1..", limit,
-                       " expected, found ", header_.payload_bytes()));
+          absl::StrCat("header.payload_bytes: 1..", limit, " expected, found ",
+                       header_.payload_bytes()));
     }
     if (!IsSha256Hex(header_.payload_sha256())) {
       return absl::InvalidArgumentError(
@@ -95,8 +95,7 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
     if (service_.receiving_bytes.fetch_add(bytes) + bytes >
         kMaxReceivingBytes) {
       service_.receiving_bytes -= bytes;
-      return absl::ResourceExhaustedError(
-          "too many units are being received");
+      return absl::ResourceExhaustedError("too many units are being received");
     }
     reserved_ = bytes;
     payload_.reserve(header_.payload_bytes());
@@ -137,8 +136,7 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
     if (Sha256Hex(std::string_view(payload_)) != header_.payload_sha256()) {
       return absl::DataLossError("payload: its SHA-256 is not the header's");
     }
-    absl::StatusOr<std::vector<Trajectory>> trajectories =
-        ParseUnit(payload_);
+    absl::StatusOr<std::vector<Trajectory>> trajectories = ParseUnit(payload_);
     if (!trajectories.ok()) {
       // The bytes arrived as they were sent: the sender made them wrong.
       return absl::InvalidArgumentError(
@@ -155,12 +153,11 @@ class SubmitStream : public grpc::ServerReadReactor<SubmitUnitRequest> {
         event_, std::move(payload_),
         [this](const absl::StatusOr<SubmitResult>& result) {
           if (result.ok()) {
-            response_->set_outcome(
-                *result == SubmitResult::kAccepted
-                    ? SubmitUnitResponse::ACCEPTED
-                : *result == SubmitResult::kDuplicate
-                    ? SubmitUnitResponse::DUPLICATE
-                    : SubmitUnitResponse::ALREADY_CONSUMED);
+            response_->set_outcome(*result == SubmitResult::kAccepted
+                                       ? SubmitUnitResponse::ACCEPTED
+                                   : *result == SubmitResult::kDuplicate
+                                       ? SubmitUnitResponse::DUPLICATE
+                                       : SubmitUnitResponse::ALREADY_CONSUMED);
           }
           if (span_ != nullptr) span_->End();
           Finish(ToGrpc(result.status()));
@@ -189,8 +186,7 @@ grpc::ServerUnaryReactor* RolloutServiceImpl::LeaseUnits(
   return RunPoll(
       service_, context, request->caller(), "RolloutService.LeaseUnits",
       request->wait_ms(), kLeaseChange | kOtherChange,
-      [this, request, response](
-          CoordinatorCore& core) -> absl::StatusOr<bool> {
+      [this, request, response](CoordinatorCore& core) -> absl::StatusOr<bool> {
         if (request->max_units() < 1 ||
             request->max_units() > kMaxUnitsPerLease) {
           return absl::InvalidArgumentError(
@@ -233,8 +229,7 @@ grpc::ServerReadReactor<SubmitUnitRequest>* RolloutServiceImpl::SubmitUnit(
 
 grpc::ServerUnaryReactor* RolloutServiceImpl::ReturnUnits(
     grpc::CallbackServerContext* context,
-    const cox::v1::ReturnUnitsRequest* request,
-    cox::v1::ReturnUnitsResponse*) {
+    const cox::v1::ReturnUnitsRequest* request, cox::v1::ReturnUnitsResponse*) {
   return RunUnary(
       service_, context, request->caller(), "RolloutService.ReturnUnits",
       [request](CoordinatorCore& core) -> absl::Status {

@@ -92,8 +92,8 @@ void AddEval(const std::string& text, ReportInput& report) {
 absl::StatusOr<std::unique_ptr<RunOutputs>> RunOutputs::Open(
     Fs& fs, RunOutputsOptions options, const SegmentStore* segments,
     DecodeFunction decode, const CoordinatorCore& core) {
-  std::unique_ptr<RunOutputs> outputs(new RunOutputs(
-      fs, std::move(options), segments, std::move(decode)));
+  std::unique_ptr<RunOutputs> outputs(
+      new RunOutputs(fs, std::move(options), segments, std::move(decode)));
   COX_RETURN_IF_ERROR(outputs->OpenFiles(core));
   return outputs;
 }
@@ -121,8 +121,8 @@ absl::Status RunOutputs::OpenFiles(const CoordinatorCore& core) {
     for (const StepRow& row : core.Steps(stage)) {
       if (!row.metrics.empty() &&
           !present.contains({KindOf(core, stage), row.step})) {
-        COX_RETURN_IF_ERROR(writer_->Append(KindOf(core, stage), row.step,
-                                            ToMap(row.metrics)));
+        COX_RETURN_IF_ERROR(
+            writer_->Append(KindOf(core, stage), row.step, ToMap(row.metrics)));
       }
     }
   }
@@ -193,8 +193,8 @@ absl::StatusOr<std::vector<SampleText>> RunOutputs::ReadSamples(
         sample.prompt = ReadablePrompt(t, decode_);
         sample.response = decode_(t.response_ids);
       }
-      sample.reward = t.reward_total.value_or(
-          std::numeric_limits<double>::quiet_NaN());
+      sample.reward =
+          t.reward_total.value_or(std::numeric_limits<double>::quiet_NaN());
       sample.finish = std::string(FinishReasonName(t.finish));
       samples.push_back(std::move(sample));
     }
@@ -268,9 +268,9 @@ absl::StatusOr<bool> RunOutputs::WriteCollect(
     if (absl::IsInvalidArgument(files.status())) {
       // People make mistakes: say so once and wait for a better file.
       rejected_labels_ = hash;
-      core.AddEvent("labels", absl::StrCat("labels.jsonl: ",
-                                           std::string(
-                                               files.status().message())));
+      core.AddEvent("labels",
+                    absl::StrCat("labels.jsonl: ",
+                                 std::string(files.status().message())));
       LogWarning("labels.jsonl is refused",
                  {Field("why", std::string(files.status().message()))});
       return false;
@@ -281,10 +281,10 @@ absl::StatusOr<bool> RunOutputs::WriteCollect(
     files = MakeCollectFiles(options, units, decode_);
   }
   COX_RETURN_IF_ERROR(files.status());
-  COX_RETURN_IF_ERROR(WriteFileDurably(
-      fs_, Path("comparisons.heldout.jsonl"), files->heldout_jsonl));
-  COX_RETURN_IF_ERROR(WriteFileDurably(fs_, Path("comparisons.jsonl"),
-                                       files->train_jsonl));
+  COX_RETURN_IF_ERROR(WriteFileDurably(fs_, Path("comparisons.heldout.jsonl"),
+                                       files->heldout_jsonl));
+  COX_RETURN_IF_ERROR(
+      WriteFileDurably(fs_, Path("comparisons.jsonl"), files->train_jsonl));
   metrics = files->metrics;
   return true;
 }
@@ -365,8 +365,7 @@ void RunOutputs::OnTick(CoordinatorCore& core) {
   }
   metrics_.Set("cox_sessions", static_cast<double>(core.live_sessions()));
   metrics_.Set("cox_epoch", static_cast<double>(core.epoch().value));
-  metrics_.Set("cox_generation",
-               static_cast<double>(core.generation().value));
+  metrics_.Set("cox_generation", static_cast<double>(core.generation().value));
   metrics_.Set("cox_stage", static_cast<double>(core.current_stage()));
   const LoadView load = core.Load();
   metrics_.Set("cox_units_open", static_cast<double>(load.open_units));
@@ -387,8 +386,7 @@ absl::Status RunOutputs::WriteReportFile(const CoordinatorCore& core) {
         absl::StrCat(stage.state, ", ", stage.step, " of ", stage.total_steps,
                      " steps"));
   }
-  COX_ASSIGN_OR_RETURN(report.rows,
-                       LoadMetricRows(Path("metrics.jsonl"), fs_));
+  COX_ASSIGN_OR_RETURN(report.rows, LoadMetricRows(Path("metrics.jsonl"), fs_));
   if (fs_.Exists(Path("eval.json"))) {
     COX_ASSIGN_OR_RETURN(const std::string text,
                          fs_.ReadAll(Path("eval.json")));

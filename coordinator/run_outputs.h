@@ -82,8 +82,8 @@ class RunOutputs {
   absl::Status WriteSamples(const CoordinatorCore& core, int32_t stage,
                             int64_t step);
   absl::Status CompleteStage(CoordinatorCore& core, int32_t stage);
-  absl::StatusOr<std::vector<OutputUnit>> ReadUnits(
-      const CoordinatorCore& core, int64_t step) const;
+  absl::StatusOr<std::vector<OutputUnit>> ReadUnits(const CoordinatorCore& core,
+                                                    int64_t step) const;
   // False: labels are still missing.
   absl::StatusOr<bool> WriteCollect(CoordinatorCore& core,
                                     std::map<std::string, double>& metrics);

@@ -158,8 +158,8 @@ grpc::ServerUnaryReactor* RunServiceImpl::Heartbeat(
         event.rss_bytes = request->rss_bytes();
         COX_ASSIGN_OR_RETURN(const bool stop, core.Heartbeat(event));
         if (service_.traces != nullptr && !request->spans().empty()) {
-          COX_RETURN_IF_ERROR(service_.traces->Add(request->caller().name(),
-                                                   request->spans()));
+          COX_RETURN_IF_ERROR(
+              service_.traces->Add(request->caller().name(), request->spans()));
         }
         response->set_epoch(core.epoch().value);
         response->set_stop(stop);
@@ -201,8 +201,8 @@ grpc::ServerUnaryReactor* RunServiceImpl::JoinGroup(
 }
 
 grpc::ServerUnaryReactor* RunServiceImpl::Drain(
-    grpc::CallbackServerContext* context,
-    const cox::v1::DrainRequest* request, cox::v1::DrainResponse*) {
+    grpc::CallbackServerContext* context, const cox::v1::DrainRequest* request,
+    cox::v1::DrainResponse*) {
   return RunUnary(service_, context, request->caller(), "RunService.Drain",
                   [request](CoordinatorCore& core) {
                     return core.Drain(ToCore(request->caller()),
@@ -218,8 +218,8 @@ grpc::ServerWriteReactor<cox::v1::Chunk>* RunServiceImpl::FetchFile(
       Admit(service_, *context, request->caller(), "RunService.FetchFile");
   const std::string& name = request->name();
   if (status.ok() && name != "tokenizer.json" &&
-      name != "tokenizer_config.json" &&
-      name != "comparisons.jsonl" && name != "comparisons.heldout.jsonl") {
+      name != "tokenizer_config.json" && name != "comparisons.jsonl" &&
+      name != "comparisons.heldout.jsonl") {
     status = absl::NotFoundError("FetchFile: no such file of the run");
   }
   if (!status.ok()) {

@@ -7,16 +7,16 @@
 #include "absl/strings/str_join.h"
 #include "coordinator/chat_setup.h"
 #include "coordinator/model_folder_check.h"
-#include "coordinator/stage_steps.h"
 #include "coordinator/plan_record.h"
+#include "coordinator/stage_steps.h"
 #include "lib/base/hash.h"
 #include "lib/base/log.h"
 #include "lib/data/batch.h"
 #include "lib/data/dataset.h"
-#include "lib/weights/model_folder.h"
 #include "lib/engine/model_config.h"
 #include "lib/metrics/registry.h"
 #include "lib/rpc/proto_convert.h"
+#include "lib/weights/model_folder.h"
 #include "nlohmann/json.hpp"
 
 namespace cox {
@@ -56,9 +56,8 @@ absl::StatusOr<std::shared_ptr<const Tokenizer>> TrainTokenizer(
       AppendTexts(row, options.texts);
     }
   }
-  LogInfo("training the tokenizer",
-          {Field("documents", options.texts.size()),
-           Field("vocab_size", options.vocab_size)});
+  LogInfo("training the tokenizer", {Field("documents", options.texts.size()),
+                                     Field("vocab_size", options.vocab_size)});
   return Tokenizer::TrainByteLevelBpe(options);
 }
 
@@ -75,8 +74,7 @@ absl::Status PrepareTokenizer(Fs& fs, bool resumed, PreparedRun& run) {
     COX_ASSIGN_OR_RETURN(run.tokenizer, Tokenizer::FromFile(path));
   } else if (settings.kind() == "file") {
     const std::string source = TokenizerSource(run.config);
-    COX_ASSIGN_OR_RETURN(const std::string json,
-                         ReadTokenizerJson(fs, source));
+    COX_ASSIGN_OR_RETURN(const std::string json, ReadTokenizerJson(fs, source));
     absl::StatusOr<std::shared_ptr<const Tokenizer>> read =
         Tokenizer::FromJson(json);
     COX_RETURN_IF_ERROR(Annotate(read.status(), source));
@@ -144,8 +142,9 @@ absl::Status CheckModelFolders(Fs& fs, const PreparedRun& run) {
              : absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<PromptExample>> LoadPrompts(
-    Fs& fs, const PreparedRun& run, StageKind kind) {
+absl::StatusOr<std::vector<PromptExample>> LoadPrompts(Fs& fs,
+                                                       const PreparedRun& run,
+                                                       StageKind kind) {
   const cox::v1::RunConfig& config = run.config;
   const auto& files = kind == StageKind::kCollect ? config.collect().prompts()
                       : kind == StageKind::kPpo   ? config.ppo().prompts()
@@ -258,8 +257,7 @@ absl::Status PreparePlan(Fs& fs, PreparedRun& run) {
   options.schedule.mode = mode == "fixed_lag"   ? ScheduleMode::kFixedLag
                           : mode == "streaming" ? ScheduleMode::kStreaming
                                                 : ScheduleMode::kSync;
-  options.schedule.lag =
-      mode == "fixed_lag" ? config.schedule().lag() : 0;
+  options.schedule.lag = mode == "fixed_lag" ? config.schedule().lag() : 0;
   options.schedule.eta = config.schedule().eta();
   PromptBookOptions book;
   COX_RETURN_IF_ERROR(ApplyModelFolder(fs, run));
@@ -275,8 +273,8 @@ absl::Status PreparePlan(Fs& fs, PreparedRun& run) {
         CountsRows(kind)) {
       StagePlan stage = LearnerStage(config, kind);
       if (CountsRows(kind) && HasOwnRows(config, kind)) {
-        COX_ASSIGN_OR_RETURN(
-            stage.total_steps, StepsOverRows(fs, config, run.run_dir, kind));
+        COX_ASSIGN_OR_RETURN(stage.total_steps,
+                             StepsOverRows(fs, config, run.run_dir, kind));
       }
       after_tuning = after_tuning || stage.tunes_policy();
       options.stages.push_back(stage);
@@ -298,8 +296,7 @@ absl::Status PreparePlan(Fs& fs, PreparedRun& run) {
                        ": files are needed without a stage collect"));
     }
   }
-  run.prompts =
-      std::make_unique<PromptBook>(book, plan, std::move(prompts));
+  run.prompts = std::make_unique<PromptBook>(book, plan, std::move(prompts));
   run.plan = std::move(plan);
   return absl::OkStatus();
 }
@@ -405,8 +402,7 @@ absl::StatusOr<PreparedRun> DescribeRun(Fs& fs,
   return run;
 }
 
-absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
-                                       const cox::v1::RunConfig& config,
+absl::StatusOr<PreparedRun> PrepareRun(Fs& fs, const cox::v1::RunConfig& config,
                                        const std::string& run_dir) {
   PreparedRun run;
   run.config = config;
@@ -434,9 +430,9 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs,
   SegmentStore::Options segments;
   segments.dir = JoinPath(run_dir, "segments");
   // Whole segments are deleted: several fit into the budget.
-  segments.segment_bytes = std::clamp<uint64_t>(
-      run.core_options.payloads.bytes / 8, uint64_t{16} << 10,
-      segments.segment_bytes);
+  segments.segment_bytes =
+      std::clamp<uint64_t>(run.core_options.payloads.bytes / 8,
+                           uint64_t{16} << 10, segments.segment_bytes);
   COX_ASSIGN_OR_RETURN(run.segments,
                        SegmentStore::Open(fs, segments, run.state.units,
                                           run.state.removed_segments,

@@ -52,7 +52,8 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs, const cox::v1::RunConfig& config,
                                        const std::string& run_dir);
 
 // What Register tells of a run that exists (tokenizer, ids of the vocabulary),
-// without opening its ledger or writing anything. NOT_FOUND: its files are gone.
+// without opening its ledger or writing anything. NOT_FOUND: its files are
+// gone.
 absl::StatusOr<PreparedRun> DescribeRun(Fs& fs,
                                         const cox::v1::RunConfig& config,
                                         const std::string& run_dir);

@@ -29,8 +29,8 @@ int64_t WantedActors(const LoadView& load) {
                             : steps > 2 ? std::max(0.5, 1.5 - 0.25 * steps)
                                         : 1.0;
   const double wanted = std::ceil(steady * correction - 1e-9);
-  return std::clamp<int64_t>(
-      static_cast<int64_t>(std::min(wanted, 1e9)), 1, cap);
+  return std::clamp<int64_t>(static_cast<int64_t>(std::min(wanted, 1e9)), 1,
+                             cap);
 }
 
 }  // namespace cox

@@ -18,8 +18,8 @@ struct LoadView {
   bool needs_actors = false;  // the stage has units, and nobody paused it
   bool overlapped = false;    // fixed_lag or streaming ppo
   int32_t units_per_step = 0;
-  int64_t open_units = 0;     // pending and leased
-  int64_t ready_units = 0;    // submitted, in no committed step
+  int64_t open_units = 0;   // pending and leased
+  int64_t ready_units = 0;  // submitted, in no committed step
   // Units that staleness lets be generated at the same time, at most.
   int64_t max_in_flight = 0;
   int64_t live_actors = 0;

@@ -75,8 +75,7 @@ absl::StatusOr<std::unique_ptr<SegmentStore>> SegmentStore::Open(
   COX_RETURN_IF_ERROR(fs.MakeDirs(options.dir));
   // A synced file is worth nothing in a folder that a power loss drops.
   COX_RETURN_IF_ERROR(fs.SyncDir(DirName(options.dir)));
-  std::unique_ptr<SegmentStore> store(
-      new SegmentStore(fs, std::move(options)));
+  std::unique_ptr<SegmentStore> store(new SegmentStore(fs, std::move(options)));
   COX_RETURN_IF_ERROR(store->Recover(units, removed, last_transaction));
   return store;
 }
@@ -106,9 +105,8 @@ absl::Status SegmentStore::Recover(
     COX_RETURN_IF_ERROR(LostIfAbsent(found.status()));
     const uint64_t size = *found;
     if (size < end) {
-      return absl::DataLossError(
-          absl::StrCat(PathOf(segment), ": rows need ", end,
-                       " bytes, the file has ", size));
+      return absl::DataLossError(absl::StrCat(
+          PathOf(segment), ": rows need ", end, " bytes, the file has ", size));
     }
     if (size > end) {
       COX_RETURN_IF_ERROR(fs_.Truncate(PathOf(segment), end));
@@ -173,8 +171,7 @@ absl::Status SegmentStore::OpenNext() {
   ++segment_;
   size_ = 0;
   new_file_ = true;
-  COX_ASSIGN_OR_RETURN(file_,
-                       fs_.Create(PathOf(segment_), /*exclusive=*/true));
+  COX_ASSIGN_OR_RETURN(file_, fs_.Create(PathOf(segment_), /*exclusive=*/true));
   return absl::OkStatus();
 }
 
@@ -227,9 +224,9 @@ absl::StatusOr<std::string> ReadPayload(Fs& fs, const std::string& dir,
       fs.ReadRange(path, ref.offset, ref.length);
   COX_RETURN_IF_ERROR(LostIfAbsent(bytes.status()));
   if (Sha256Hex(std::string_view(*bytes)) != sha256) {
-    return absl::DataLossError(absl::StrCat(
-        path, ": bytes ", ref.offset, "+", ref.length,
-        " do not hash to ", sha256));
+    return absl::DataLossError(absl::StrCat(path, ": bytes ", ref.offset, "+",
+                                            ref.length, " do not hash to ",
+                                            sha256));
   }
   return bytes;
 }

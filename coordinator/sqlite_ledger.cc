@@ -344,35 +344,32 @@ class SqliteLedger : public LedgerStore {
                    .Bind(txn_));
   }
   absl::Status Write(const BatchRow& r) {
-    return Add("batch",
-               db_.Prepare("INSERT INTO batch VALUES(?,?,?,?,?)")
-                   .Bind(int64_t{r.stage})
-                   .Bind(r.step)
-                   .Bind(UnitsText(r.units))
-                   .Bind(UnitsText(r.dropped))
-                   .Bind(txn_));
+    return Add("batch", db_.Prepare("INSERT INTO batch VALUES(?,?,?,?,?)")
+                            .Bind(int64_t{r.stage})
+                            .Bind(r.step)
+                            .Bind(UnitsText(r.units))
+                            .Bind(UnitsText(r.dropped))
+                            .Bind(txn_));
   }
   absl::Status Write(const VersionRow& r) {
-    return Add("version",
-               db_.Prepare("INSERT INTO version VALUES(?,?,?,?,?,?)")
-                   .Bind(r.model)
-                   .Bind(int64_t{r.version.stage})
-                   .Bind(r.version.step)
-                   .Bind(r.content_hash)
-                   .Bind(r.manifest)
-                   .Bind(txn_));
+    return Add("version", db_.Prepare("INSERT INTO version VALUES(?,?,?,?,?,?)")
+                              .Bind(r.model)
+                              .Bind(int64_t{r.version.stage})
+                              .Bind(r.version.step)
+                              .Bind(r.content_hash)
+                              .Bind(r.manifest)
+                              .Bind(txn_));
   }
   absl::Status Write(const StepRow& r) {
-    return Add("step",
-               db_.Prepare("INSERT INTO step VALUES(?,?,?,?,?,?,?,?)")
-                   .Bind(int64_t{r.stage})
-                   .Bind(r.step)
-                   .Bind(r.batch_sha256)
-                   .Bind(r.weight_hash)
-                   .Bind(int64_t{r.skipped ? 1 : 0})
-                   .Bind(r.generation.value)
-                   .Bind(MetricsText(r.metrics))
-                   .Bind(txn_));
+    return Add("step", db_.Prepare("INSERT INTO step VALUES(?,?,?,?,?,?,?,?)")
+                           .Bind(int64_t{r.stage})
+                           .Bind(r.step)
+                           .Bind(r.batch_sha256)
+                           .Bind(r.weight_hash)
+                           .Bind(int64_t{r.skipped ? 1 : 0})
+                           .Bind(r.generation.value)
+                           .Bind(MetricsText(r.metrics))
+                           .Bind(txn_));
   }
   absl::Status Write(const CheckpointRow& r) {
     return Replace("ckpt", absl::StrCat("ckpt ", r.stage, " ", r.step),
@@ -387,8 +384,8 @@ class SqliteLedger : public LedgerStore {
                        .Bind(txn_));
   }
   absl::Status Write(const CheckpointRemovedRow& r) {
-    if (auto part = digest_.parts.extract(
-            absl::StrCat("ckpt ", r.stage, " ", r.step));
+    if (auto part =
+            digest_.parts.extract(absl::StrCat("ckpt ", r.stage, " ", r.step));
         !part.empty()) {
       digest_.sum -= part.mapped();
     }
@@ -422,20 +419,18 @@ class SqliteLedger : public LedgerStore {
                    .Bind(txn_));
   }
   absl::Status Write(const EventRow& r) {
-    return Add("event",
-               db_.Prepare("INSERT INTO event VALUES(?,?,?,?,?)")
-                   .Bind(r.number)
-                   .Bind(r.wall_time_s)
-                   .Bind(r.kind)
-                   .Bind(r.text)
-                   .Bind(txn_));
+    return Add("event", db_.Prepare("INSERT INTO event VALUES(?,?,?,?,?)")
+                            .Bind(r.number)
+                            .Bind(r.wall_time_s)
+                            .Bind(r.kind)
+                            .Bind(r.text)
+                            .Bind(txn_));
   }
   absl::Status Write(const ControlRow& r) {
-    return Add("control",
-               db_.Prepare("INSERT INTO control VALUES(?,?,?)")
-                   .Bind(r.number)
-                   .Bind(r.command)
-                   .Bind(r.effective_step));
+    return Add("control", db_.Prepare("INSERT INTO control VALUES(?,?,?)")
+                              .Bind(r.number)
+                              .Bind(r.command)
+                              .Bind(r.effective_step));
   }
 
   SqliteDb db_;
@@ -506,9 +501,9 @@ absl::StatusOr<LedgerRecord> ReadTables(SqliteDb& db) {
   COX_RETURN_IF_ERROR(db.Execute("BEGIN"));
   COX_ASSIGN_OR_RETURN(const int64_t format, db.Scalar("PRAGMA user_version"));
   if (format < 1 || format > kLedgerFormat) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "ledger: format 1 to ", kLedgerFormat, " expected, found ", format,
-        "; resuming the run converts an older one"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("ledger: format 1 to ", kLedgerFormat, " expected, found ",
+                     format, "; resuming the run converts an older one"));
   }
   return LoadRecord(db);
 }
@@ -539,8 +534,7 @@ absl::StatusOr<LedgerRecord> ReadSqliteLedger(const std::string& path) {
                                           SQLITE_OPEN_NOMUTEX));
     absl::StatusOr<LedgerRecord> record = ReadTables(db);
     if (live || !fs.Exists(path + "-wal")) {
-      return record.ok() ? std::move(record)
-                         : Annotate(record.status(), path);
+      return record.ok() ? std::move(record) : Annotate(record.status(), path);
     }
   }
 }

@@ -1,7 +1,7 @@
 #include "coordinator/sqlite_rows.h"
 
-#include <limits>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -23,9 +23,9 @@ absl::StatusOr<MetricList> ParseMetrics(const std::string& text) {
     if (!entry.is_array() || entry.size() != 2 || !entry[0].is_string()) {
       return absl::DataLossError("ledger: a metrics column is damaged");
     }
-    metrics.emplace_back(
-        entry[0].get<std::string>(),
-        entry[1].is_number() ? entry[1].get<double>()
+    metrics.emplace_back(entry[0].get<std::string>(),
+                         entry[1].is_number()
+                             ? entry[1].get<double>()
                              : std::numeric_limits<double>::quiet_NaN());
   }
   return metrics;
@@ -112,49 +112,52 @@ absl::Status LoadUnits(SqliteDb& db, LedgerRecord& record) {
 }
 
 absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
-  COX_RETURN_IF_ERROR(ForEach(
-      db, record.sum_of_rows, "version",
-      "SELECT model,stage,step,content_hash,manifest,txn FROM version "
-      "ORDER BY model,stage,step",
-      [&](SqliteQuery& q) {
-        record.state.versions.push_back(
-            {q.Text(0), {q.Int32(1), q.Int(2)}, q.Text(3), q.Text(4)});
-        record.version_txn.push_back(q.Int(5));
-        return absl::OkStatus();
-      }));
-  COX_RETURN_IF_ERROR(ForEach(
-      db, record.sum_of_rows, "step",
-      "SELECT stage,step,batch_sha256,weight_hash,skipped,generation,"
-      "metrics,txn FROM step ORDER BY stage,step",
-      [&](SqliteQuery& q) -> absl::Status {
-        StepRow row{q.Int32(0), q.Int(1),   q.Text(2), q.Text(3),
-                    q.Int(4) != 0, {q.Int(5)}, {}};
-        COX_ASSIGN_OR_RETURN(row.metrics, ParseMetrics(q.Text(6)));
-        record.state.steps.push_back(std::move(row));
-        record.step_txn.push_back(q.Int(7));
-        return absl::OkStatus();
-      }));
-  return ForEach(
-      db, record.sum_of_rows, "ckpt",
-      "SELECT stage,step,directory,manifest_sha256,weight_hash,"
-      "state_sha256,generation,txn FROM ckpt ORDER BY stage,step",
-      [&](SqliteQuery& q) {
-        record.state.checkpoints.push_back({q.Int32(0), q.Int(1), q.Text(2),
-                                            q.Text(3), q.Text(4), q.Text(5),
-                                            {q.Int(6)}});
-        record.checkpoint_txn.push_back(q.Int(7));
-        return absl::OkStatus();
-      });
+  COX_RETURN_IF_ERROR(
+      ForEach(db, record.sum_of_rows, "version",
+              "SELECT model,stage,step,content_hash,manifest,txn FROM version "
+              "ORDER BY model,stage,step",
+              [&](SqliteQuery& q) {
+                record.state.versions.push_back(
+                    {q.Text(0), {q.Int32(1), q.Int(2)}, q.Text(3), q.Text(4)});
+                record.version_txn.push_back(q.Int(5));
+                return absl::OkStatus();
+              }));
+  COX_RETURN_IF_ERROR(
+      ForEach(db, record.sum_of_rows, "step",
+              "SELECT stage,step,batch_sha256,weight_hash,skipped,generation,"
+              "metrics,txn FROM step ORDER BY stage,step",
+              [&](SqliteQuery& q) -> absl::Status {
+                StepRow row{q.Int32(0),    q.Int(1),   q.Text(2), q.Text(3),
+                            q.Int(4) != 0, {q.Int(5)}, {}};
+                COX_ASSIGN_OR_RETURN(row.metrics, ParseMetrics(q.Text(6)));
+                record.state.steps.push_back(std::move(row));
+                record.step_txn.push_back(q.Int(7));
+                return absl::OkStatus();
+              }));
+  return ForEach(db, record.sum_of_rows, "ckpt",
+                 "SELECT stage,step,directory,manifest_sha256,weight_hash,"
+                 "state_sha256,generation,txn FROM ckpt ORDER BY stage,step",
+                 [&](SqliteQuery& q) {
+                   record.state.checkpoints.push_back({q.Int32(0),
+                                                       q.Int(1),
+                                                       q.Text(2),
+                                                       q.Text(3),
+                                                       q.Text(4),
+                                                       q.Text(5),
+                                                       {q.Int(6)}});
+                   record.checkpoint_txn.push_back(q.Int(7));
+                   return absl::OkStatus();
+                 });
 }
 
 absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
   LedgerState& state = record.state;
-  COX_RETURN_IF_ERROR(ForEach(
-      db, record.sum_of_rows, "meta",
-      "SELECT key,value FROM meta ORDER BY key", [&](SqliteQuery& q) {
-        state.meta[q.Text(0)] = q.Text(1);
-        return absl::OkStatus();
-      }));
+  COX_RETURN_IF_ERROR(ForEach(db, record.sum_of_rows, "meta",
+                              "SELECT key,value FROM meta ORDER BY key",
+                              [&](SqliteQuery& q) {
+                                state.meta[q.Text(0)] = q.Text(1);
+                                return absl::OkStatus();
+                              }));
   COX_RETURN_IF_ERROR(ForEach(
       db, record.sum_of_rows, "stage",
       "SELECT stage,state,total_steps,metrics FROM stage ORDER BY stage",
@@ -184,8 +187,8 @@ absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
 absl::StatusOr<bool> HasTable(SqliteDb& db, const std::string& name) {
   COX_ASSIGN_OR_RETURN(
       const int64_t tables,
-      db.Scalar(absl::StrCat(
-          "SELECT COUNT(*) FROM sqlite_master WHERE name='", name, "'")));
+      db.Scalar(absl::StrCat("SELECT COUNT(*) FROM sqlite_master WHERE name='",
+                             name, "'")));
   return tables > 0;
 }
 
@@ -195,15 +198,15 @@ absl::Status LoadMissing(SqliteDb& db, LedgerRecord& record) {
   if (!there) {
     return absl::OkStatus();  // format 1
   }
-  COX_RETURN_IF_ERROR(ForEach(
-      db, record.sum_of_rows, "segment_removed",
-      "SELECT segment,bytes,txn FROM segment_removed ORDER BY segment",
-      [&](SqliteQuery& q) {
-        record.state.removed_segments.push_back(
-            {q.Int32(0), static_cast<uint64_t>(q.Int(1))});
-        record.removed_txn.push_back(q.Int(2));
-        return absl::OkStatus();
-      }));
+  COX_RETURN_IF_ERROR(
+      ForEach(db, record.sum_of_rows, "segment_removed",
+              "SELECT segment,bytes,txn FROM segment_removed ORDER BY segment",
+              [&](SqliteQuery& q) {
+                record.state.removed_segments.push_back(
+                    {q.Int32(0), static_cast<uint64_t>(q.Int(1))});
+                record.removed_txn.push_back(q.Int(2));
+                return absl::OkStatus();
+              }));
   return ForEach(
       db, record.sum_of_rows, "unit_failed",
       "SELECT stage,step,idx,why,txn FROM unit_failed ORDER BY stage,step,idx",
@@ -363,9 +366,8 @@ absl::Status SqliteDb::Execute(const char* sql) {
 SqliteQuery SqliteDb::Prepare(const std::string& sql) {
   sqlite3_stmt*& statement = statements_[sql];
   if (statement == nullptr) {
-    const int rc =
-        sqlite3_prepare_v3(db_, sql.c_str(), -1, SQLITE_PREPARE_PERSISTENT,
-                           &statement, nullptr);
+    const int rc = sqlite3_prepare_v3(
+        db_, sql.c_str(), -1, SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
     if (rc != SQLITE_OK) {
       // A damaged file: our own statements are right.
       return SqliteQuery(db_, nullptr, SqliteError(rc, sqlite3_errmsg(db_)));
@@ -396,8 +398,7 @@ std::string MetricsText(const MetricList& metrics) {
 std::string UnitsText(const std::vector<UnitId>& units) {
   std::string text;
   for (const UnitId& unit : units) {
-    absl::StrAppend(&text, text.empty() ? "" : " ", unit.step, ".",
-                    unit.index);
+    absl::StrAppend(&text, text.empty() ? "" : " ", unit.step, ".", unit.index);
   }
   return text;
 }
@@ -412,14 +413,14 @@ absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db) {
   COX_RETURN_IF_ERROR(LoadSteps(db, record));
   COX_RETURN_IF_ERROR(LoadRest(db, record));
   COX_RETURN_IF_ERROR(LoadMissing(db, record));
-  COX_RETURN_IF_ERROR(ForEach(
-      db, record.sum_of_rows, "txn",
-      "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",
-      [&](SqliteQuery& q) {
-        record.transactions.push_back(
-            {q.Int(0), {q.Int(1)}, {q.Int(2)}, q.Text(3)});
-        return absl::OkStatus();
-      }));
+  COX_RETURN_IF_ERROR(
+      ForEach(db, record.sum_of_rows, "txn",
+              "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",
+              [&](SqliteQuery& q) {
+                record.transactions.push_back(
+                    {q.Int(0), {q.Int(1)}, {q.Int(2)}, q.Text(3)});
+                return absl::OkStatus();
+              }));
   COX_RETURN_IF_ERROR(ReadDigest(db, record));
   return record;
 }

@@ -91,8 +91,7 @@ absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db);
 // The digest of a whole ledger: the hashes of all rows added up, and the fence.
 // It stands in a table of its own, so that a flipped bit anywhere in the file
 // is noticed when the rows are read.
-uint64_t LedgerDigest(uint64_t sum_of_rows, Epoch epoch,
-                      Generation generation);
+uint64_t LedgerDigest(uint64_t sum_of_rows, Epoch epoch, Generation generation);
 
 // The version of the tables (PRAGMA user_version) that this build writes: 1
 // numbers transactions, 2 has removed segments and failed units.

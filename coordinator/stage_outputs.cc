@@ -249,9 +249,9 @@ absl::StatusOr<CollectFiles> MakeLabelledFiles(
     if (line.empty()) {
       continue;
     }
-    COX_ASSIGN_OR_RETURN(
-        auto label, ParseLabel(std::string_view(line.data(), line.size()),
-                               number, samples_of));
+    COX_ASSIGN_OR_RETURN(auto label,
+                         ParseLabel(std::string_view(line.data(), line.size()),
+                                    number, samples_of));
     if (!ranks_of.emplace(label.first, label.second).second) {
       return absl::InvalidArgumentError(absl::StrCat(
           "labels:", number, ": prompt_id ", label.first, " ranked twice"));
@@ -344,14 +344,14 @@ absl::StatusOr<Json> RowOf(std::string_view name, const Column& column,
   COX_ASSIGN_OR_RETURN(row["reward"], Summary(column.reward, options));
   COX_ASSIGN_OR_RETURN(row["kl"], Summary(column.kl, options));
   COX_ASSIGN_OR_RETURN(row["length"], Summary(column.length, options));
-  row["stop_frac"] = column.count == 0
-                         ? 0.0
-                         : static_cast<double>(column.stopped) /
-                               static_cast<double>(column.count);
-  COX_ASSIGN_OR_RETURN(row["distinct2"],
-                       DistinctN(std::span<const std::vector<int64_t>>(
-                                     column.tokens.data(), column.tokens.size()),
-                                 2));
+  row["stop_frac"] = column.count == 0 ? 0.0
+                                       : static_cast<double>(column.stopped) /
+                                             static_cast<double>(column.count);
+  COX_ASSIGN_OR_RETURN(
+      row["distinct2"],
+      DistinctN(std::span<const std::vector<int64_t>>(column.tokens.data(),
+                                                      column.tokens.size()),
+                2));
   row["reference_ppl"] =
       column.reference_tokens == 0
           ? Json(nullptr)
@@ -442,8 +442,8 @@ absl::StatusOr<EvalOutput> MakeEvalOutput(
   const size_t n = before.front().samples.size();
   // Without a reward there is no best one.
   if (n > 1 && !best.reward.empty()) {
-    COX_ASSIGN_OR_RETURN(
-        Json best_row, RowOf(absl::StrCat("best-of-", n), best, options));
+    COX_ASSIGN_OR_RETURN(Json best_row,
+                         RowOf(absl::StrCat("best-of-", n), best, options));
     // A best-of-n sample is not a draw from one distribution: its KL is the
     // closed form log n - (n - 1)/n.
     const double exact = std::log(static_cast<double>(n)) -

@@ -56,8 +56,8 @@ absl::StatusOr<int64_t> StepsOverRows(Fs& fs, const cox::v1::RunConfig& config,
   for (const std::string& file : passes.files) {
     COX_ASSIGN_OR_RETURN(const std::string text, fs.ReadAll(file));
     for (absl::string_view line : absl::StrSplit(text, '\n')) {
-      rows += line.find_first_not_of(" \t\r") == absl::string_view::npos ? 0
-                                                                         : 1;
+      rows +=
+          line.find_first_not_of(" \t\r") == absl::string_view::npos ? 0 : 1;
     }
   }
   if (rows == 0) {

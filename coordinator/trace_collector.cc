@@ -20,8 +20,7 @@ absl::StatusOr<std::unique_ptr<TraceCollector>> TraceCollector::Open(
     Fs& fs, const std::string& path) {
   COX_ASSIGN_OR_RETURN(std::unique_ptr<TraceWriter> writer,
                        TraceWriter::Resume(fs, path));
-  return std::unique_ptr<TraceCollector>(
-      new TraceCollector(std::move(writer)));
+  return std::unique_ptr<TraceCollector>(new TraceCollector(std::move(writer)));
 }
 
 absl::Status TraceCollector::Add(
@@ -29,8 +28,8 @@ absl::Status TraceCollector::Add(
     const google::protobuf::RepeatedPtrField<cox::v1::TraceSpan>& spans) {
   if (spans.size() > kMaxSpansPerBeat) {
     return absl::InvalidArgumentError(
-        absl::StrCat("spans: at most ", kMaxSpansPerBeat,
-                     " expected, found ", spans.size()));
+        absl::StrCat("spans: at most ", kMaxSpansPerBeat, " expected, found ",
+                     spans.size()));
   }
   std::vector<std::pair<std::string, RecordedSpan>> read;
   for (const cox::v1::TraceSpan& proto : spans) {

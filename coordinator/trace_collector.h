@@ -32,9 +32,9 @@ class TraceCollector {
 
   // Spans of process `name`. INVALID_ARGUMENT: ids that are none, too
   // many spans. Does no I/O.
-  absl::Status Add(const std::string& name,
-                   const google::protobuf::RepeatedPtrField<
-                       cox::v1::TraceSpan>& spans);
+  absl::Status Add(
+      const std::string& name,
+      const google::protobuf::RepeatedPtrField<cox::v1::TraceSpan>& spans);
   // Writes what was added, and the spans of this process. Spans of the last
   // seconds wait, because others' heartbeats may bring earlier ones of the same
   // trace.

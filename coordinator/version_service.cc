@@ -25,16 +25,14 @@ class WatchStream : public grpc::ServerWriteReactor<cox::v1::VersionSource> {
       : service_(service), context_(context) {}
 
   void Start(const cox::v1::WatchVersionsRequest& request) {
-    const absl::Status admitted =
-        Admit(service_, *context_, request.caller(),
-              "VersionService.WatchVersions");
+    const absl::Status admitted = Admit(service_, *context_, request.caller(),
+                                        "VersionService.WatchVersions");
     if (!admitted.ok()) {
       Finish(ToGrpc(admitted));
       return;
     }
     model_ = request.model();
-    until_ = Clock::Real().Now() +
-             std::min(kLongestWatch, TimeLeft(*context_));
+    until_ = Clock::Real().Now() + std::min(kLongestWatch, TimeLeft(*context_));
     Wait();
   }
 
@@ -54,9 +52,7 @@ class WatchStream : public grpc::ServerWriteReactor<cox::v1::VersionSource> {
  private:
   void Wait() {
     CoreHost* host = service_.host;
-    const bool posted = host->Post([this, host] {
-      Poll(*host);
-    });
+    const bool posted = host->Post([this, host] { Poll(*host); });
     if (!posted) {
       Finish(ToGrpc(BusyError()));
     }
@@ -67,16 +63,17 @@ class WatchStream : public grpc::ServerWriteReactor<cox::v1::VersionSource> {
     const absl::Duration left = until_ - Clock::Real().Now();
     const absl::Duration wait =
         std::clamp(left, absl::ZeroDuration(), absl::Seconds(1));
-    host.Park(wait, [this, &host, last = left <= wait](bool expired) {
-      return Attempt(host, expired, last);
-    }, /*gone=*/nullptr, kOtherChange);
+    host.Park(
+        wait,
+        [this, &host, last = left <= wait](bool expired) {
+          return Attempt(host, expired, last);
+        },
+        /*gone=*/nullptr, kOtherChange);
   }
   bool Attempt(CoreHost& host, bool expired, bool last) {
-    if (context_->IsCancelled() ||
-        (expired && (last || !host.parking()))) {
-      host.AfterCommit([this](const absl::Status&) {
-        Finish(grpc::Status::OK);
-      });
+    if (context_->IsCancelled() || (expired && (last || !host.parking()))) {
+      host.AfterCommit(
+          [this](const absl::Status&) { Finish(grpc::Status::OK); });
       return true;
     }
     const std::optional<SourceData> target = host.core().Target(model_);
@@ -86,11 +83,9 @@ class WatchStream : public grpc::ServerWriteReactor<cox::v1::VersionSource> {
     }
     // Sources come and go; only another version is news, unless the last one
     // had nobody to fetch it from.
-    const std::string key =
-        absl::StrCat(source.ref().version().stage(), "/",
-                     source.ref().version().step(), "/",
-                     source.ref().content_hash(),
-                     source.addresses().empty() ? "-" : "+");
+    const std::string key = absl::StrCat(
+        source.ref().version().stage(), "/", source.ref().version().step(), "/",
+        source.ref().content_hash(), source.addresses().empty() ? "-" : "+");
     if (!target.has_value() || key == sent_) {
       if (expired) {
         // A new turn, because this attempt's time is over.
@@ -105,15 +100,15 @@ class WatchStream : public grpc::ServerWriteReactor<cox::v1::VersionSource> {
       return expired;
     }
     sent_ = key;
-    host.AfterCommit([this, source = std::move(source)](
-                         const absl::Status& committed) {
-      if (committed.ok()) {
-        message_ = source;
-        StartWrite(&message_);
-      } else {
-        Finish(ToGrpc(committed));
-      }
-    });
+    host.AfterCommit(
+        [this, source = std::move(source)](const absl::Status& committed) {
+          if (committed.ok()) {
+            message_ = source;
+            StartWrite(&message_);
+          } else {
+            Finish(ToGrpc(committed));
+          }
+        });
     return true;
   }
 
@@ -153,8 +148,7 @@ grpc::ServerUnaryReactor* VersionServiceImpl::PublishVersion(
         if (request->canary_size() > kMaxCanary) {
           return absl::InvalidArgumentError("canary: too many values");
         }
-        event.canary.assign(request->canary().begin(),
-                            request->canary().end());
+        event.canary.assign(request->canary().begin(), request->canary().end());
         return core.Publish(event);
       });
 }
@@ -170,8 +164,7 @@ VersionServiceImpl::WatchVersions(
 
 grpc::ServerUnaryReactor* VersionServiceImpl::ReportHeld(
     grpc::CallbackServerContext* context,
-    const cox::v1::ReportHeldRequest* request,
-    cox::v1::ReportHeldResponse*) {
+    const cox::v1::ReportHeldRequest* request, cox::v1::ReportHeldResponse*) {
   return RunUnary(
       service_, context, request->caller(), "VersionService.ReportHeld",
       [request](CoordinatorCore& core) -> absl::Status {
@@ -179,12 +172,11 @@ grpc::ServerUnaryReactor* VersionServiceImpl::ReportHeld(
         if (request->content_hashes_size() > kMaxHeld) {
           return absl::InvalidArgumentError("content_hashes: too many");
         }
-        return core.ReportHeld(
-            ToCore(request->caller()),
-            {request->content_hashes().begin(),
-             request->content_hashes().end()},
-            request->address().substr(0, 512),
-            request->damaged().substr(0, 512));
+        return core.ReportHeld(ToCore(request->caller()),
+                               {request->content_hashes().begin(),
+                                request->content_hashes().end()},
+                               request->address().substr(0, 512),
+                               request->damaged().substr(0, 512));
       });
 }
 

@@ -232,9 +232,9 @@ class Wal {
   // transaction was written after the sync of the one that frame belongs to.
   absl::Status CheckEnd(size_t bad, size_t frames) const {
     if (suspect_) {
-      return absl::DataLossError(absl::StrCat(
-          "a bit of frame ", bad + 1, " of ", frames,
-          " is flipped, it cannot be told which one"));
+      return absl::DataLossError(
+          absl::StrCat("a bit of frame ", bad + 1, " of ", frames,
+                       " is flipped, it cannot be told which one"));
     }
     const size_t frame = kFrameHeader + page_size_;
     std::optional<uint32_t> ended;  // page of the first end behind `bad`
@@ -263,7 +263,7 @@ class Wal {
   bool big_endian_ = false;
   size_t page_size_ = 0;
   Sum salts_{};
-  Sum sum_{};  // of what was read so far
+  Sum sum_{};             // of what was read so far
   bool suspect_ = false;  // the last frame that was not read
   std::vector<WalFix> fixes_;
 };

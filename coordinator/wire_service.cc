@@ -31,9 +31,8 @@ void FillSource(const SourceData& source, cox::v1::VersionSource* out) {
   }
 }
 
-void FillMetrics(
-    const MetricList& metrics,
-    google::protobuf::RepeatedPtrField<cox::v1::Metric>* out) {
+void FillMetrics(const MetricList& metrics,
+                 google::protobuf::RepeatedPtrField<cox::v1::Metric>* out) {
   for (const auto& [name, value] : metrics) {
     cox::v1::Metric* metric = out->Add();
     metric->set_name(name);
@@ -45,8 +44,8 @@ absl::StatusOr<std::vector<UnitId>> FromWire(
     const google::protobuf::RepeatedPtrField<cox::v1::UnitId>& units) {
   if (units.size() > kMaxUnitsPerLease) {
     return absl::InvalidArgumentError(
-        absl::StrCat("units: at most ", kMaxUnitsPerLease,
-                     " expected, found ", units.size()));
+        absl::StrCat("units: at most ", kMaxUnitsPerLease, " expected, found ",
+                     units.size()));
   }
   std::vector<UnitId> out;
   for (const cox::v1::UnitId& unit : units) {

@@ -16,9 +16,8 @@ void FillCheckpoint(const CheckpointRow& row, cox::v1::CheckpointRef* out);
 CheckpointData FromWire(const cox::v1::CheckpointRef& ref,
                         const std::string& state_sha256);
 void FillSource(const SourceData& source, cox::v1::VersionSource* out);
-void FillMetrics(
-    const MetricList& metrics,
-    google::protobuf::RepeatedPtrField<cox::v1::Metric>* out);
+void FillMetrics(const MetricList& metrics,
+                 google::protobuf::RepeatedPtrField<cox::v1::Metric>* out);
 // INVALID_ARGUMENT: more than kMaxUnitsPerLease units, or a bad one.
 absl::StatusOr<std::vector<UnitId>> FromWire(
     const google::protobuf::RepeatedPtrField<cox::v1::UnitId>& units);

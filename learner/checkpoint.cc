@@ -42,8 +42,8 @@ void AddFolders(std::string_view name, std::set<std::string>* folders) {
 }
 
 bool StaysInside(std::string_view name) {
-  if (name.empty() || name.front() == '/' || name.find('\0') !=
-                                                 std::string_view::npos) {
+  if (name.empty() || name.front() == '/' ||
+      name.find('\0') != std::string_view::npos) {
     return false;
   }
   while (true) {
@@ -86,9 +86,9 @@ absl::Status VerifyFile(Fs& fs, const std::string& directory,
   }
   COX_RETURN_IF_ERROR(data.status());
   if (data->size() != file.bytes) {
-    return absl::DataLossError(
-        absl::StrCat("checkpoint: ", path, ": expected ", file.bytes,
-                     " bytes, found ", data->size()));
+    return absl::DataLossError(absl::StrCat("checkpoint: ", path, ": expected ",
+                                            file.bytes, " bytes, found ",
+                                            data->size()));
   }
   const std::string hash = Sha256Hex(*data);
   if (hash != file.sha256) {
@@ -132,9 +132,8 @@ std::string CheckpointManifest::ToJson() const {
                {"weight_hash", identity.weight_hash},
                {"files", Json::array()}};
   for (const SavedFile& file : files) {
-    json["files"].push_back({{"name", file.name},
-                             {"bytes", file.bytes},
-                             {"sha256", file.sha256}});
+    json["files"].push_back(
+        {{"name", file.name}, {"bytes", file.bytes}, {"sha256", file.sha256}});
   }
   return json.dump(/*indent=*/1) + "\n";
 }
@@ -154,9 +153,8 @@ absl::StatusOr<CheckpointManifest> CheckpointManifest::FromJson(
   };
   if (!json.is_object() || text_of(json, "format") != kFormat ||
       !json.contains("files") || !json["files"].is_array()) {
-    return absl::DataLossError(
-        absl::StrCat("checkpoint manifest: expected format ",
-                     std::string(kFormat)));
+    return absl::DataLossError(absl::StrCat(
+        "checkpoint manifest: expected format ", std::string(kFormat)));
   }
   CheckpointManifest manifest;
   manifest.identity = {.run_id = text_of(json, "run_id"),
@@ -185,8 +183,8 @@ absl::StatusOr<CheckpointManifest> CheckpointManifest::FromJson(
 std::string CheckpointManifest::StateSha256() const {
   Sha256 hash;
   for (const SavedFile& file : files) {
-    hash.Update(absl::StrCat(file.sha256, " ", file.bytes, " ", file.name,
-                             "\n"));
+    hash.Update(
+        absl::StrCat(file.sha256, " ", file.bytes, " ", file.name, "\n"));
   }
   return hash.HexDigest();
 }
@@ -222,12 +220,11 @@ absl::StatusOr<WrittenCheckpoint> WriteCheckpoint(
   COX_RETURN_IF_ERROR(fs.MakeDirs(JoinPath(temporary, "trainer")));
   COX_RETURN_IF_ERROR(
       WriteSynced(fs, JoinPath(temporary, kState), contents.state));
-  manifest.files.push_back({std::string(kState), contents.state.size(),
-                            Sha256Hex(contents.state)});
-  std::sort(manifest.files.begin(), manifest.files.end(),
-            [](const SavedFile& a, const SavedFile& b) {
-              return a.name < b.name;
-            });
+  manifest.files.push_back(
+      {std::string(kState), contents.state.size(), Sha256Hex(contents.state)});
+  std::sort(
+      manifest.files.begin(), manifest.files.end(),
+      [](const SavedFile& a, const SavedFile& b) { return a.name < b.name; });
   const std::string json = manifest.ToJson();
   COX_RETURN_IF_ERROR(WriteSynced(fs, JoinPath(temporary, kManifest), json));
   // Innermost first: "a/b" sorts behind "a".
@@ -267,9 +264,8 @@ absl::StatusOr<CheckpointManifest> VerifyCheckpoint(
   COX_RETURN_IF_ERROR(ListFiles(fs, directory, "", folders, &found));
   for (const std::string& name : found) {
     if (!known.contains(name)) {
-      return absl::DataLossError(
-          absl::StrCat("checkpoint: ", JoinPath(directory, name),
-                       ": not in the manifest"));
+      return absl::DataLossError(absl::StrCat(
+          "checkpoint: ", JoinPath(directory, name), ": not in the manifest"));
     }
   }
   return manifest;
@@ -351,12 +347,11 @@ std::optional<CheckpointName> ParseCheckpointName(std::string_view base_name) {
   if (!base_name.starts_with(kPrefix) || dot == std::string_view::npos) {
     return std::nullopt;
   }
-  const std::string_view step = base_name.substr(
-      kPrefix.size(), dot - kPrefix.size());
+  const std::string_view step =
+      base_name.substr(kPrefix.size(), dot - kPrefix.size());
   const std::string_view generation = base_name.substr(dot + 2);
   CheckpointName name;
-  if (step.size() < 6 || generation.empty() ||
-      !ParseNumber(step, &name.step) ||
+  if (step.size() < 6 || generation.empty() || !ParseNumber(step, &name.step) ||
       !ParseNumber(generation, &name.generation)) {
     return std::nullopt;
   }

@@ -88,7 +88,8 @@ absl::Status RemoveCheckpoint(Fs& fs, const std::string& directory);
 // `generation` that are not among the folder names `kept`. Rows are written by
 // the present generation only, so no row can name them any more. With
 // `own_folder` (no other run writes there) also unfinished writes of older
-// generations, and what has no readable manifest. Returns the names of what it deleted.
+// generations, and what has no readable manifest. Returns the names of what it
+// deleted.
 absl::StatusOr<std::vector<std::string>> SweepCheckpoints(
     Fs& fs, const std::string& stage_folder, std::string_view run_id,
     int64_t generation, const std::set<std::string>& kept, bool own_folder);

@@ -22,8 +22,7 @@ absl::StatusOr<CheckpointJob> Learner::CopyForCheckpoint(Stage* stage,
                                                          int64_t step) {
   CheckpointJob job;
   COX_ASSIGN_OR_RETURN(
-      job.directory,
-      client_.BeginCheckpoint(stage->assignment.stage(), step));
+      job.directory, client_.BeginCheckpoint(stage->assignment.stage(), step));
   COX_ASSIGN_OR_RETURN(const std::shared_ptr<const Snapshot> trained,
                        stage->run.trainer->Trained());
   job.identity = {.run_id = client_.caller().run_id,
@@ -61,8 +60,7 @@ absl::Status Learner::BeginStageCheckpoint(Stage* stage, int64_t step) {
     stage->writer = std::make_unique<CheckpointWriter>(*context_.fs);
   }
   stage->writer->Start(std::move(job));
-  stage->checkpoint_s +=
-      absl::ToDoubleSeconds(Clock::Real().Now() - start);
+  stage->checkpoint_s += absl::ToDoubleSeconds(Clock::Real().Now() - start);
   return absl::OkStatus();
 }
 
@@ -81,8 +79,7 @@ absl::Status Learner::FollowCheckpoint(Stage* stage, bool wait) {
     }
     std::optional<CheckpointOutcome> outcome =
         wait ? stage->writer->Wait() : stage->writer->Poll();
-    stage->checkpoint_s +=
-        absl::ToDoubleSeconds(Clock::Real().Now() - start);
+    stage->checkpoint_s += absl::ToDoubleSeconds(Clock::Real().Now() - start);
     if (!outcome.has_value()) {
       return absl::OkStatus();
     }
@@ -161,8 +158,8 @@ void Learner::SweepStage(int32_t stage) {
     }
     COX_ASSIGN_OR_RETURN(
         const std::vector<std::string> swept,
-        SweepCheckpoints(*context_.fs, DirName(next),
-                         client_.caller().run_id, generation_, kept,
+        SweepCheckpoints(*context_.fs, DirName(next), client_.caller().run_id,
+                         generation_, kept,
                          context_.config.checkpoint().dir().empty()));
     for (const std::string& name : swept) {
       LogInfo("deleted a checkpoint without a row", {{"folder", name}});

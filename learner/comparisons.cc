@@ -62,8 +62,7 @@ absl::StatusOr<Sequence> Join(const Sequence& prompt, const Ids& completion,
                               const ComparisonOptions& options, bool exact) {
   Sequence sequence = prompt;
   sequence.first_target = std::max<int64_t>(1, sequence.length());
-  sequence.ids.insert(sequence.ids.end(), completion.begin(),
-                      completion.end());
+  sequence.ids.insert(sequence.ids.end(), completion.begin(), completion.end());
   if (sequence.ids.empty()) {
     return absl::InvalidArgumentError("prompt and completion are empty");
   }
@@ -110,8 +109,7 @@ absl::StatusOr<Sequence> ReadInstruction(const Json& row,
   } else {
     COX_ASSIGN_OR_RETURN(const Row prompt, ReadPromptText(row));
     COX_ASSIGN_OR_RETURN(
-        PromptIds ids,
-        EncodePrompt(prompt, options.tokenizer, options.start));
+        PromptIds ids, EncodePrompt(prompt, options.tokenizer, options.start));
     sequence.instruction_ids = std::move(ids.instruction_ids);
     sequence.ids = std::move(ids.ids);
   }
@@ -120,9 +118,9 @@ absl::StatusOr<Sequence> ReadInstruction(const Json& row,
   }
   if (static_cast<int64_t>(sequence.instruction_ids.size()) >
       options.max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "instruction has ", sequence.instruction_ids.size(),
-        " tokens, the model takes ", options.max_positions));
+    return absl::InvalidArgumentError(
+        absl::StrCat("instruction has ", sequence.instruction_ids.size(),
+                     " tokens, the model takes ", options.max_positions));
   }
   return sequence;
 }
@@ -142,9 +140,8 @@ absl::StatusOr<Sequence> ReadPrompt(const Json& row,
     return sequence;
   }
   COX_ASSIGN_OR_RETURN(const Row prompt, ReadPromptText(row));
-  COX_ASSIGN_OR_RETURN(
-      PromptIds ids,
-      EncodePrompt(prompt, options.tokenizer, /*decoder_start=*/{}));
+  COX_ASSIGN_OR_RETURN(PromptIds ids, EncodePrompt(prompt, options.tokenizer,
+                                                   /*decoder_start=*/{}));
   sequence.ids = std::move(ids.ids);
   return sequence;
 }
@@ -177,8 +174,7 @@ absl::StatusOr<std::vector<Ids>> ReadCompletions(
       return absl::InvalidArgumentError("responses: expected texts");
     }
     COX_ASSIGN_OR_RETURN(
-        Ids ids,
-        EncodeCompletion(item.get_ref<const std::string&>(), options));
+        Ids ids, EncodeCompletion(item.get_ref<const std::string&>(), options));
     completions.push_back(std::move(ids));
   }
   return completions;
@@ -211,17 +207,15 @@ absl::StatusOr<Comparison> ParseLine(std::string_view line,
                        ReadCompletions(row, options));
   Comparison comparison;
   COX_ASSIGN_OR_RETURN(comparison.ranks, ReadRanks(row));
-  if (completions.size() < 2 ||
-      comparison.ranks.size() != completions.size()) {
+  if (completions.size() < 2 || comparison.ranks.size() != completions.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("expected at least 2 responses and a place for each, "
                      "found ",
                      completions.size(), " and ", comparison.ranks.size()));
   }
   for (const Ids& completion : completions) {
-    COX_ASSIGN_OR_RETURN(
-        Sequence sequence,
-        Join(prompt, completion, options, row.contains("response_ids")));
+    COX_ASSIGN_OR_RETURN(Sequence sequence, Join(prompt, completion, options,
+                                                 row.contains("response_ids")));
     comparison.completions.push_back(std::move(sequence));
   }
   return comparison;
@@ -264,8 +258,7 @@ absl::StatusOr<std::vector<Row>> ParseLines(
   for (int64_t number = 1; !jsonl.empty(); ++number) {
     const size_t end = jsonl.find('\n');
     const std::string_view line = jsonl.substr(0, end);
-    jsonl.remove_prefix(end == std::string_view::npos ? jsonl.size()
-                                                      : end + 1);
+    jsonl.remove_prefix(end == std::string_view::npos ? jsonl.size() : end + 1);
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) {
       continue;
     }
@@ -288,8 +281,7 @@ absl::StatusOr<std::vector<Row>> ParseLines(
 absl::StatusOr<std::vector<Comparison>> ParseComparisons(
     std::string_view name, std::string_view jsonl,
     const ComparisonOptions& options) {
-  return ParseLines<Comparison>(name, "comparisons", jsonl, options,
-                                ParseLine);
+  return ParseLines<Comparison>(name, "comparisons", jsonl, options, ParseLine);
 }
 
 absl::StatusOr<std::vector<LabelledRow>> ParseLabelledRows(

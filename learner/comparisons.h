@@ -21,7 +21,7 @@ struct Comparison {
 
 struct ComparisonOptions {
   const Tokenizer* tokenizer = nullptr;  // null: rows must carry token ids
-  int32_t end_id = -1;      // appended to completions given as text; -1 = none
+  int32_t end_id = -1;  // appended to completions given as text; -1 = none
   int64_t vocab_size = 0;
   // A longer completion given as text is cut; a longer sequence of given ids,
   // or a prompt that leaves no room, is an error.

@@ -15,8 +15,8 @@ namespace {
 struct DpoRow {
   std::vector<Sequence> completions;
   std::vector<int64_t> ranks;
-  std::vector<std::vector<float>> reference;          // per completion
-  std::vector<std::pair<size_t, size_t>> pairs;       // better, worse
+  std::vector<std::vector<float>> reference;     // per completion
+  std::vector<std::pair<size_t, size_t>> pairs;  // better, worse
 };
 
 std::vector<DpoRow> MakeRows(const std::vector<Comparison>& comparisons) {
@@ -64,7 +64,7 @@ absl::Status FillReference(const PreferenceParts& parts, const Shards& shards,
 struct DpoSums {
   double loss = 0;  // Σ over pairs / total
   double correct = 0;
-  double chosen = 0;    // rewards
+  double chosen = 0;  // rewards
   double rejected = 0;
   double pairs = 0;
   void Add(const DpoSums& other) {
@@ -131,8 +131,8 @@ Side MakeSide(const DpoPart& part, const TokenBatch& batch,
     const Sequence& sequence = *part.sequences[row];
     for (int64_t t = 0; t < sequence.targets(); ++t) {
       const size_t i = base + static_cast<size_t>(t);
-      side.policy[i] = double{output[TargetIndex(
-          batch, sequence, static_cast<int64_t>(row), t)]};
+      side.policy[i] = double{
+          output[TargetIndex(batch, sequence, static_cast<int64_t>(row), t)]};
       side.reference[i] =
           double{(*part.reference[row])[static_cast<size_t>(t)]};
       side.mask[i] = 1;
@@ -215,12 +215,12 @@ class DpoObjective final : public PreferenceObjective {
                         std::map<std::string, double>* metrics) override {
     double total = 0;
     for (const int64_t row : batch) {
-      total += static_cast<double>(
-          train_[static_cast<size_t>(row)].pairs.size());
+      total +=
+          static_cast<double>(train_[static_cast<size_t>(row)].pairs.size());
     }
     std::vector<DpoSums> own(static_cast<size_t>(run.shards.own()));
-    COX_RETURN_IF_ERROR(run.shards.Backward(
-        run.policy, [&](int64_t shard, size_t i) {
+    COX_RETURN_IF_ERROR(
+        run.shards.Backward(run.policy, [&](int64_t shard, size_t i) {
           return ShardBackward(batch, shard, total, run, &own[i]);
         }));
     COX_ASSIGN_OR_RETURN(const std::vector<DpoSums> all,
@@ -279,13 +279,12 @@ class DpoObjective final : public PreferenceObjective {
           auto part = std::make_shared<const DpoPart>(train_, rows);
           return PreferenceMicroBatch{
               part->sequences,
-              [this, part, total, sums](const TokenBatch& tokens,
-                                        std::span<const float> logprobs,
-                                        std::vector<float>* gradient)
-                  -> absl::Status {
+              [this, part, total, sums](
+                  const TokenBatch& tokens, std::span<const float> logprobs,
+                  std::vector<float>* gradient) -> absl::Status {
                 COX_ASSIGN_OR_RETURN(const DpoSums part_sums,
-                                     PartLoss(options_, *part, tokens,
-                                              logprobs, total, gradient));
+                                     PartLoss(options_, *part, tokens, logprobs,
+                                              total, gradient));
                 sums->Add(part_sums);
                 return absl::OkStatus();
               }};
@@ -321,10 +320,9 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakeDpoTrainer(
       options.micro_batch > 0 ? options.micro_batch : options.batch;
   COX_RETURN_IF_ERROR(FillReference(parts, shards, forward_rows, &train));
   COX_RETURN_IF_ERROR(FillReference(parts, shards, forward_rows, &heldout));
-  return MakePreferenceTrainer(
-      options, parts, std::move(shards),
-      std::make_unique<DpoObjective>(loss, std::move(train),
-                                     std::move(heldout)));
+  return MakePreferenceTrainer(options, parts, std::move(shards),
+                               std::make_unique<DpoObjective>(
+                                   loss, std::move(train), std::move(heldout)));
 }
 
 }  // namespace cox

@@ -1,7 +1,7 @@
 // How the learner ranks of a generation meet. The coordinator hands rank 0's
 // offer to all: an address that Gloo's store listens on, or NCCL's unique id.
-// Either belongs to one process of rank 0, and what the ranks then compare names
-// run and generation, so a stale rank meets nobody.
+// Either belongs to one process of rank 0, and what the ranks then compare
+// names run and generation, so a stale rank meets nobody.
 
 #include <utility>
 
@@ -52,9 +52,9 @@ absl::Status Learner::JoinGroup() {
     if (stop_.HasBeenNotified()) {
       return absl::CancelledError("stopped before the group was complete");
     }
-    COX_ASSIGN_OR_RETURN(joined,
-                         client_.JoinGroup(options_.rank, options_.world_size,
-                                           offer, kPoll));
+    COX_ASSIGN_OR_RETURN(
+        joined,
+        client_.JoinGroup(options_.rank, options_.world_size, offer, kPoll));
   }
   generation_ = joined.generation();
   port.Release();
@@ -68,8 +68,8 @@ absl::StatusOr<std::unique_ptr<Collective>> Learner::Meet(
   if (options_.world_size == 1) return MakeSingleRank();
   const v1::LimitSettings& limits = context_.config.limits();
   // The others wait for rank 0 while it waits for the coordinator.
-  const absl::Duration timeout = absl::Seconds(
-      limits.collective_timeout_s() + limits.coordinator_patience_s());
+  const absl::Duration timeout = absl::Seconds(limits.collective_timeout_s() +
+                                               limits.coordinator_patience_s());
   const std::string group =
       absl::StrCat(client_.caller().run_id, "/g", generation_);
   if (UsesNccl(context_.config.roles())) {

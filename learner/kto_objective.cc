@@ -29,8 +29,7 @@ bool SamePrompt(const Sequence& a, const Sequence& b) {
 }
 
 // The prompt of `a` with the answer of `b`, cut to the model's positions.
-Sequence Mismatch(const Sequence& a, const Sequence& b,
-                  int64_t max_positions) {
+Sequence Mismatch(const Sequence& a, const Sequence& b, int64_t max_positions) {
   Sequence sequence = a;
   sequence.ids.resize(static_cast<size_t>(a.first_target));
   const int64_t room = max_positions - a.first_target;
@@ -119,8 +118,8 @@ class KtoObjective final : public PreferenceObjective {
   void HashRow(int64_t row, Sha256* hash) const override {
     for (const KtoExample* example : Of(row)) {
       HashSequence(example->sequence, hash);
-      hash->Update(std::as_bytes(
-          std::span<const uint8_t>(&example->desirable, 1)));
+      hash->Update(
+          std::as_bytes(std::span<const uint8_t>(&example->desirable, 1)));
     }
   }
 
@@ -141,8 +140,8 @@ class KtoObjective final : public PreferenceObjective {
     }
     COX_ASSIGN_OR_RETURN(const double z0, ReferencePoint(batch, run));
     std::vector<KtoSums> own(static_cast<size_t>(run.shards.own()));
-    COX_RETURN_IF_ERROR(run.shards.Backward(
-        run.policy, [&](int64_t shard, size_t i) {
+    COX_RETURN_IF_ERROR(
+        run.shards.Backward(run.policy, [&](int64_t shard, size_t i) {
           return ShardBackward(batch, shard, z0, total, run, &own[i]);
         }));
     COX_ASSIGN_OR_RETURN(const std::vector<KtoSums> all,
@@ -163,8 +162,8 @@ class KtoObjective final : public PreferenceObjective {
       (*metrics)["kto/reward_desirable"] = sums.reward[1] / sums.count[1];
     }
     if (sums.count[0] > 0 && sums.count[1] > 0) {
-      (*metrics)["kto/margin"] = sums.reward[1] / sums.count[1] -
-                                 sums.reward[0] / sums.count[0];
+      (*metrics)["kto/margin"] =
+          sums.reward[1] / sums.count[1] - sums.reward[0] / sums.count[0];
     }
     return absl::OkStatus();
   }
@@ -239,9 +238,9 @@ class KtoObjective final : public PreferenceObjective {
   }
 
   absl::Status PartLoss(const std::vector<const KtoExample*>& examples,
-                        const TokenBatch& tokens,
-                        std::span<const float> output, double z0, double total,
-                        std::vector<float>* gradient, KtoSums* sums) const {
+                        const TokenBatch& tokens, std::span<const float> output,
+                        double z0, double total, std::vector<float>* gradient,
+                        KtoSums* sums) const {
     std::vector<double> policy;
     std::vector<double> reference;
     std::vector<uint8_t> desirable;
@@ -249,8 +248,8 @@ class KtoObjective final : public PreferenceObjective {
       const Sequence& sequence = examples[b]->sequence;
       double sum = 0;
       for (int64_t t = 0; t < sequence.targets(); ++t) {
-        sum += double{output[TargetIndex(tokens, sequence,
-                                         static_cast<int64_t>(b), t)]};
+        sum += double{
+            output[TargetIndex(tokens, sequence, static_cast<int64_t>(b), t)]};
       }
       policy.push_back(sum);
       reference.push_back(examples[b]->reference);
@@ -263,8 +262,8 @@ class KtoObjective final : public PreferenceObjective {
     for (size_t b = 0; b < examples.size(); ++b) {
       const Sequence& sequence = examples[b]->sequence;
       for (int64_t t = 0; t < sequence.targets(); ++t) {
-        (*gradient)[TargetIndex(tokens, sequence, static_cast<int64_t>(b),
-                                t)] = static_cast<float>(loss.grad[b]);
+        (*gradient)[TargetIndex(tokens, sequence, static_cast<int64_t>(b), t)] =
+            static_cast<float>(loss.grad[b]);
       }
       const double delta = policy[b] - reference[b];
       const size_t good = desirable[b] != 0 ? 1 : 0;

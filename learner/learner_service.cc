@@ -19,8 +19,7 @@ namespace v1 = cox::v1;
 constexpr absl::Duration kPoll = absl::Seconds(10);
 constexpr absl::Duration kDrainGrace = absl::Seconds(2);
 
-CoordinatorClientOptions AsLearner(CoordinatorClientOptions options,
-                                   int rank) {
+CoordinatorClientOptions AsLearner(CoordinatorClientOptions options, int rank) {
   options.role = "learner";
   options.rank = rank;
   return options;
@@ -31,10 +30,9 @@ CoordinatorClientOptions AsLearner(CoordinatorClientOptions options,
 Learner::Learner(LearnerOptions options)
     : options_(std::move(options)),
       client_(AsLearner(options_.coordinator, options_.rank)),
-      weight_service_(&store_, {.run_id = [this] {
-                                  return client_.caller().run_id;
-                                },
-                                .on_chunk = nullptr}) {}
+      weight_service_(&store_,
+                      {.run_id = [this] { return client_.caller().run_id; },
+                       .on_chunk = nullptr}) {}
 
 Learner::~Learner() = default;
 
@@ -74,12 +72,12 @@ absl::Status Learner::Start() {
                                          .advertise = options_.advertise,
                                          .tls = nullptr}));
   client_.set_own_address(server_->address());
-  COX_ASSIGN_OR_RETURN(http_, HttpServer::Start(
-                                  {.host = options_.http_host,
-                                   .port = options_.http_port,
-                                   .ready = nullptr,
-                                   .metrics = [this] { return Metrics(); },
-                                   .pages = {}}));
+  COX_ASSIGN_OR_RETURN(
+      http_, HttpServer::Start({.host = options_.http_host,
+                                .port = options_.http_port,
+                                .ready = nullptr,
+                                .metrics = [this] { return Metrics(); },
+                                .pages = {}}));
   COX_ASSIGN_OR_RETURN(v1::RegisterResponse run, client_.Register());
   COX_ASSIGN_OR_RETURN(LearnerEngineSet engines,
                        options_.setup_engines(EngineOptionsOf(run.config())));
@@ -91,9 +89,9 @@ absl::Status Learner::Start() {
     options_.world_size = run.config().roles().learners();
   }
   if (options_.rank < 0 || options_.rank >= options_.world_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--rank: expected 0 to ", options_.world_size - 1,
-                     ", found ", options_.rank));
+    return absl::InvalidArgumentError(absl::StrCat("--rank: expected 0 to ",
+                                                   options_.world_size - 1,
+                                                   ", found ", options_.rank));
   }
   TraceRecorder::Process().Enable(run.config().log().trace(),
                                   client_.caller().run_id);
@@ -130,9 +128,9 @@ absl::Status Learner::FetchTokenizer(const v1::RegisterResponse& run) {
   COX_ASSIGN_OR_RETURN(const FetchedFile file,
                        client_.FetchFile("tokenizer.json"));
   if (file.sha256 != run.tokenizer_sha256()) {
-    return absl::DataLossError(
-        absl::StrCat("tokenizer.json: expected SHA-256 ",
-                     run.tokenizer_sha256(), ", found ", file.sha256));
+    return absl::DataLossError(absl::StrCat("tokenizer.json: expected SHA-256 ",
+                                            run.tokenizer_sha256(), ", found ",
+                                            file.sha256));
   }
   COX_ASSIGN_OR_RETURN(context_.tokenizer, Tokenizer::FromJson(file.bytes));
   absl::StatusOr<FetchedFile> config =

@@ -58,8 +58,7 @@ struct LearnerOptions {
       setup_engines;
   // Called once per process when there is more than one rank and they meet
   // over Gloo; over NCCL they meet by MakeNccl().
-  std::function<absl::StatusOr<std::unique_ptr<Collective>>(
-      const GlooOptions&)>
+  std::function<absl::StatusOr<std::unique_ptr<Collective>>(const GlooOptions&)>
       make_group;
   Fs* fs = &Fs::Real();
 };

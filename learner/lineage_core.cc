@@ -31,8 +31,7 @@ LineageAction LineageCore::Next() const {
       return {Kind::kPublish,
               options_.rules.publish_after_commit ? completed_ : next};
     case Phase::kBegin:
-      return {writing_.has_value() ? Kind::kAwaitCheckpoint
-                                   : Kind::kCheckpoint,
+      return {writing_.has_value() ? Kind::kAwaitCheckpoint : Kind::kCheckpoint,
               completed_};
     case Phase::kFetch:
       if (completed_ >= options_.total_steps) {
@@ -45,8 +44,7 @@ LineageAction LineageCore::Next() const {
     case Phase::kCheckpoint:
       return {Kind::kCheckpoint, next};
     case Phase::kCommit:
-      return {Kind::kCommit, next,
-              !options_.checkpoint_beside && Due(next)};
+      return {Kind::kCommit, next, !options_.checkpoint_beside && Due(next)};
     case Phase::kRetain:
       return {Kind::kRetain,
               options_.rules.row_after_commit ? completed_ : next};
@@ -117,12 +115,11 @@ void LineageCore::OnDone(const LineageAction& action) {
       phase_ = AfterTraining();
       return;
     case Phase::kCheckpoint:
-      phase_ = options_.rules.row_after_commit ? Phase::kCommit
-                                               : Phase::kRetain;
+      phase_ =
+          options_.rules.row_after_commit ? Phase::kCommit : Phase::kRetain;
       return;
     case Phase::kCommit: {
-      const bool retain = !options_.checkpoint_beside &&
-                          Due(completed_ + 1) &&
+      const bool retain = !options_.checkpoint_beside && Due(completed_ + 1) &&
                           options_.rules.row_after_commit;
       ++completed_;
       phase_ = retain ? Phase::kRetain : AfterCommit();

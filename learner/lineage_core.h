@@ -41,12 +41,12 @@ struct LineageOptions {
 
 struct LineageAction {
   enum class Kind {
-    kPublish,     // the policy after `step`
-    kTakeBatch,   // of `step`
-    kTrain,       // `step`
-    kCheckpoint,  // write the state after `step`; beside: begin to
-    kCommit,      // `step`, with its checkpoint when `with_checkpoint`
-    kRetain,      // CommitCheckpoint(`step`): its row, folders to delete
+    kPublish,          // the policy after `step`
+    kTakeBatch,        // of `step`
+    kTrain,            // `step`
+    kCheckpoint,       // write the state after `step`; beside: begin to
+    kCommit,           // `step`, with its checkpoint when `with_checkpoint`
+    kRetain,           // CommitCheckpoint(`step`): its row, folders to delete
     kAwaitCheckpoint,  // until OnCheckpointWritten
     kDone,
   };

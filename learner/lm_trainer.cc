@@ -127,8 +127,8 @@ class LmTrainer final : public StageTrainer {
     }
     result.batch_sha256 = hash.HexDigest();
     COX_ASSIGN_OR_RETURN(const double loss, Backward(step, batch));
-    COX_RETURN_IF_ERROR(policy_.Update(step, shards_.group(), "grad_norm/lm",
-                                       &result));
+    COX_RETURN_IF_ERROR(
+        policy_.Update(step, shards_.group(), "grad_norm/lm", &result));
     result.metrics["loss/lm"] = loss;
     result.metrics["text/tokens"] = CountTargets(batch);
     const bool periodic =
@@ -159,9 +159,7 @@ class LmTrainer final : public StageTrainer {
     return policy_.Load(reader);
   }
 
-  int64_t completed_steps() const override {
-    return policy_.completed_steps();
-  }
+  int64_t completed_steps() const override { return policy_.completed_steps(); }
 
  private:
   // Gradients of this rank's shards; returns the loss over all shards.
@@ -175,9 +173,8 @@ class LmTrainer final : public StageTrainer {
     COX_RETURN_IF_ERROR(shards_.Backward(
         policy_.engine(), [&](int64_t shard, size_t i) -> absl::Status {
           COX_ASSIGN_OR_RETURN(
-              own[i],
-              NllBackward(batch, options, shards_.Elements(size, shard),
-                          policy_.engine()));
+              own[i], NllBackward(batch, options, shards_.Elements(size, shard),
+                                  policy_.engine()));
           return absl::OkStatus();
         }));
     COX_ASSIGN_OR_RETURN(const std::vector<double> all, shards_.Gather(own));
@@ -205,8 +202,7 @@ std::unique_ptr<LmSource> MakePackedSource(PackedTokens tokens,
 }
 
 std::unique_ptr<LmSource> MakeExampleSource(std::vector<Sequence> examples,
-                                            uint64_t seed,
-                                            std::string stream) {
+                                            uint64_t seed, std::string stream) {
   COX_CHECK(!examples.empty());
   return std::make_unique<ExampleSource>(std::move(examples), seed,
                                          std::move(stream));
@@ -232,8 +228,8 @@ std::vector<Sequence> SftSequences(const std::vector<SftExample>& examples,
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakeLmTrainer(
     const LmOptions& options, TrainEngine& policy, Collective& group,
     const LmSource& source, std::vector<Sequence> heldout) {
-  if (options.batch < 1 || options.micro_batch < 0 ||
-      options.total_steps < 1 || options.heldout_every < 0) {
+  if (options.batch < 1 || options.micro_batch < 0 || options.total_steps < 1 ||
+      options.heldout_every < 0) {
     return absl::InvalidArgumentError(
         "lm options: batch and total_steps must be at least 1, micro_batch "
         "and heldout_every not negative");

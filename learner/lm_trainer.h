@@ -45,8 +45,8 @@ std::vector<Sequence> SftSequences(const std::vector<SftExample>& examples,
 
 struct LmOptions {
   std::string model = "policy";
-  int64_t batch = 32;        // sequences per step, over all ranks
-  int64_t micro_batch = 0;   // sequences per backward; 0 = a whole shard
+  int64_t batch = 32;       // sequences per step, over all ranks
+  int64_t micro_batch = 0;  // sequences per backward; 0 = a whole shard
   int64_t shards = kDefaultShards;
   int64_t total_steps = 1;
   OptimizerOptions optimizer;

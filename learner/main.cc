@@ -74,10 +74,10 @@ int Main(int argc, char** argv) {
   if (!ranks.ok()) {
     return PrintFlagsStatus(ranks.status());
   }
-  absl::StatusOr<RoleFlags> flags = ParseRoleFlags(
-      "cox-learner [--rank R] [--world N]",
-      absl::StrCat("learner-", ranks->rank), static_cast<int>(args.size()),
-      args.data());
+  absl::StatusOr<RoleFlags> flags =
+      ParseRoleFlags("cox-learner [--rank R] [--world N]",
+                     absl::StrCat("learner-", ranks->rank),
+                     static_cast<int>(args.size()), args.data());
   if (!flags.ok()) {
     return PrintFlagsStatus(flags.status());
   }
@@ -103,8 +103,8 @@ int Main(int argc, char** argv) {
   options.setup_engines = SetupEngines;
   options.make_group = MakeGloo;
   Learner learner(std::move(options));
-  const absl::Status status = RunUntilSignal([&learner] { return learner.Run(); },
-                                             [&learner] { learner.Stop(); });
+  const absl::Status status = RunUntilSignal(
+      [&learner] { return learner.Run(); }, [&learner] { learner.Stop(); });
   if (status.ok()) {
     return kExitDone;
   }

@@ -42,8 +42,8 @@ absl::Status FlatOptimizer::CheckSizes(TrainEngine& engine) const {
     return absl::OkStatus();
   }
   return absl::InternalError(absl::StrCat(
-      "optimizer: expected ", m_.size(), " floats, the engine has ",
-      parameters, " parameters and ", gradients, " gradients"));
+      "optimizer: expected ", m_.size(), " floats, the engine has ", parameters,
+      " parameters and ", gradients, " gradients"));
 }
 
 absl::StatusOr<double> FlatOptimizer::SumGradients(TrainEngine& engine,
@@ -85,8 +85,7 @@ absl::StatusOr<FlatOptimizer::Update> FlatOptimizer::Apply(
                            .decay = range.decay};
     if (device_ != nullptr) {
       COX_RETURN_IF_ERROR(device_->AdamUpdate(
-          range.begin, range.count,
-          AdamFactorsOf<float>(options_.adam, step)));
+          range.begin, range.count, AdamFactorsOf<float>(options_.adam, step)));
       continue;
     }
     AdamUpdate<float>(options_.adam, step,

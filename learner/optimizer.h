@@ -54,8 +54,7 @@ class FlatOptimizer {
     size_t count = 0;
     bool decay = false;
   };
-  explicit FlatOptimizer(const OptimizerOptions& options)
-      : options_(options) {}
+  explicit FlatOptimizer(const OptimizerOptions& options) : options_(options) {}
 
   OptimizerOptions options_;
   std::vector<Range> ranges_;

@@ -82,8 +82,7 @@ class PpoTrainer final : public StageTrainer {
       result.skipped = true;
       ++skipped_;
     } else {
-      COX_RETURN_IF_ERROR(
-          ComputeAdvantages(options_.rollout, beta, &batch));
+      COX_RETURN_IF_ERROR(ComputeAdvantages(options_.rollout, beta, &batch));
       StepSums sums;
       sums.own.resize(static_cast<size_t>(shards_.own()));
       COX_RETURN_IF_ERROR(RunEpochs(step, batch, &sums));
@@ -126,9 +125,8 @@ class PpoTrainer final : public StageTrainer {
       models.push_back({"critic", std::move(critic)});
     }
     if (!ema_.empty()) {
-      COX_ASSIGN_OR_RETURN(
-          std::shared_ptr<const Snapshot> ema,
-          SnapshotFromFloats(parts_.policy->layout(), ema_));
+      COX_ASSIGN_OR_RETURN(std::shared_ptr<const Snapshot> ema,
+                           SnapshotFromFloats(parts_.policy->layout(), ema_));
       models.push_back({"policy_ema", std::move(ema)});
     }
     return models;
@@ -199,8 +197,7 @@ class PpoTrainer final : public StageTrainer {
           }
         }
         if (parts_.critic != nullptr) {
-          COX_RETURN_IF_ERROR(
-              ValueUpdate(batch, minibatches[m], update, sums));
+          COX_RETURN_IF_ERROR(ValueUpdate(batch, minibatches[m], update, sums));
         }
       }
     }
@@ -212,8 +209,8 @@ class PpoTrainer final : public StageTrainer {
                             bool entropy, StepSums* sums) {
     TrainEngine& policy = *parts_.policy;
     std::vector<ShardSums> own(sums->own.size());
-    COX_RETURN_IF_ERROR(shards_.Backward(
-        policy, [&](int64_t shard, size_t i) -> absl::Status {
+    COX_RETURN_IF_ERROR(
+        shards_.Backward(policy, [&](int64_t shard, size_t i) -> absl::Status {
           COX_ASSIGN_OR_RETURN(
               own[i].policy,
               PolicyBackward(options_, parts_, batch, minibatch,
@@ -292,8 +289,7 @@ class PpoTrainer final : public StageTrainer {
 
   // Sums of all shards, the same on all ranks.
   absl::StatusOr<ShardSums> Fold(const std::vector<ShardSums>& own) const {
-    COX_ASSIGN_OR_RETURN(const std::vector<ShardSums> all,
-                         shards_.Gather(own));
+    COX_ASSIGN_OR_RETURN(const std::vector<ShardSums> all, shards_.Gather(own));
     ShardSums sums;
     for (const ShardSums& part : all) {
       sums.Merge(part);
@@ -364,7 +360,7 @@ class PpoTrainer final : public StageTrainer {
   std::vector<float> ema_;  // empty = off
   int64_t step_ = 0;
   int64_t episodes_ = 0;
-  int64_t skipped_ = 0;  // updates
+  int64_t skipped_ = 0;                       // updates
   std::shared_ptr<const Snapshot> snapshot_;  // of step_; null = not hashed yet
 };
 
@@ -428,15 +424,13 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakePpoTrainer(
   if (needs_critic) {
     COX_ASSIGN_OR_RETURN(
         value_optimizer,
-        FlatOptimizer::Create(options.value_optimizer,
-                              parts.critic->layout()));
+        FlatOptimizer::Create(options.value_optimizer, parts.critic->layout()));
   }
   COX_ASSIGN_OR_RETURN(Shards shards,
                        Shards::Create(options.shards, *parts.group));
-  return std::make_unique<PpoTrainer>(std::move(resolved), parts,
-                                      std::move(shards),
-                                      std::move(policy_optimizer),
-                                      std::move(value_optimizer));
+  return std::make_unique<PpoTrainer>(
+      std::move(resolved), parts, std::move(shards),
+      std::move(policy_optimizer), std::move(value_optimizer));
 }
 
 }  // namespace cox

@@ -33,31 +33,31 @@ enum class ProxMode { kRecompute, kBehaviour, kInterpolate };
 absl::StatusOr<ProxMode> ParseProxMode(std::string_view name);
 
 struct PpoOptions {
-  RolloutOptions rollout;     // stage, schedule, estimator, reward shape
+  RolloutOptions rollout;  // stage, schedule, estimator, reward shape
   uint64_t seed = 0;
-  PolicyLossOptions loss;     // its is_mode is replaced by the one below
+  PolicyLossOptions loss;  // its is_mode is replaced by the one below
   // nullopt: none in sync and where the weight is 1 anyway, else
   // token_truncate. kNone: no weights.
   std::optional<IsMode> is_mode;
   ProxMode prox = ProxMode::kRecompute;
-  double t_max = 0;           // of loss_agg const, tokens
-  double temperature = 1.0;   // of generation
+  double t_max = 0;          // of loss_agg const, tokens
+  double temperature = 1.0;  // of generation
   int64_t epochs = 1;
-  int64_t minibatches = 1;    // optimizer steps per epoch
-  int64_t micro_batch = 0;    // sequences per backward; 0 = a whole shard
+  int64_t minibatches = 1;  // optimizer steps per epoch
+  int64_t micro_batch = 0;  // sequences per backward; 0 = a whole shard
   int64_t shards = kDefaultShards;
   std::optional<double> value_clip = 0.2;
   double entropy_coef = 0;
-  double target_kl = 0;       // leave the epochs above 1.5 times this; 0 = off
+  double target_kl = 0;  // leave the epochs above 1.5 times this; 0 = off
   OptimizerOptions optimizer;
   OptimizerOptions value_optimizer;
-  int64_t value_warmup_steps = 0;  // first steps train the critic only
+  int64_t value_warmup_steps = 0;          // first steps train the critic only
   std::optional<KlController> controller;  // required
-  double kl_min = 0;          // least beta the controller may reach
-  double ptx_coef = 0;        // 0 = off
-  int64_t ptx_batch = 0;      // sequences per minibatch, over all ranks
-  double ema_decay = 0;       // 0 = off
-  int64_t total_steps = 0;    // held-out text is measured after this step too
+  double kl_min = 0;        // least beta the controller may reach
+  double ptx_coef = 0;      // 0 = off
+  int64_t ptx_batch = 0;    // sequences per minibatch, over all ranks
+  double ema_decay = 0;     // 0 = off
+  int64_t total_steps = 0;  // held-out text is measured after this step too
   absl::Status Validate() const;
 };
 

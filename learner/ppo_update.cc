@@ -50,8 +50,7 @@ struct Part {
     for (int64_t r = 0; r < shape.rows; ++r) {
       const Sequence& sequence =
           batch.sequences[static_cast<size_t>(rows[static_cast<size_t>(r)])];
-      const int64_t end =
-          std::min(sequence.targets() + extra, shape.cols);
+      const int64_t end = std::min(sequence.targets() + extra, shape.cols);
       for (int64_t t = 0; t < end; ++t) {
         visit(static_cast<size_t>(r * shape.cols + t),
               TargetIndex(tokens, sequence, r, t));
@@ -61,9 +60,8 @@ struct Part {
   std::vector<double> Gather(std::span<const float> output,
                              int64_t extra) const {
     std::vector<double> out(static_cast<size_t>(shape.size()), 0.0);
-    ForTokens(extra, [&](size_t to, size_t from) {
-      out[to] = double{output[from]};
-    });
+    ForTokens(extra,
+              [&](size_t to, size_t from) { out[to] = double{output[from]}; });
     return out;
   }
 
@@ -96,9 +94,8 @@ std::vector<int64_t> RowsAt(const Minibatch& minibatch,
 }
 
 // Adds −coef · agg(entropy) to the loss: gradient by entropy, and the value.
-absl::StatusOr<double> EntropyBonus(const PpoOptions& options,
-                                    const Part& part, Mask mask,
-                                    const LossNormalizer& normalizer,
+absl::StatusOr<double> EntropyBonus(const PpoOptions& options, const Part& part,
+                                    Mask mask, const LossNormalizer& normalizer,
                                     const LogprobOutput& output,
                                     LogprobGradient* gradient) {
   COX_ASSIGN_OR_RETURN(
@@ -164,9 +161,8 @@ absl::Status PolicyPart(const PpoOptions& options, const Part& part,
                                          .mask = mask,
                                          .behaviour_logprobs = behaviour,
                                          .reference_logprobs = reference};
-  COX_ASSIGN_OR_RETURN(
-      const PolicyLossResult<double> loss,
-      PolicyLoss<double>(input, options.loss, normalizer));
+  COX_ASSIGN_OR_RETURN(const PolicyLossResult<double> loss,
+                       PolicyLoss<double>(input, options.loss, normalizer));
   PolicySums local;
   local.loss = loss.loss;
   local.kl_loss = loss.kl_loss;
@@ -252,10 +248,9 @@ std::vector<Minibatch> MakeMinibatches(const RolloutBatch& batch,
                                        const PpoOptions& options, int64_t step,
                                        int64_t epoch) {
   const int64_t n = batch.shape.rows;
-  const std::vector<int64_t> order =
-      Permutation(n, options.seed,
-                  absl::StrCat("ppo/", options.rollout.stage, "/", step, "/",
-                               epoch));
+  const std::vector<int64_t> order = Permutation(
+      n, options.seed,
+      absl::StrCat("ppo/", options.rollout.stage, "/", step, "/", epoch));
   std::vector<Minibatch> minibatches;
   for (int64_t m = 0; m < options.minibatches; ++m) {
     Minibatch minibatch;
@@ -281,10 +276,9 @@ absl::Status FillModelOutputs(const PpoOptions& options, const PpoParts& parts,
     const Part part(*batch, rows);
     LogprobOutput output;
     if (options.prox == ProxMode::kRecompute) {
-      COX_ASSIGN_OR_RETURN(output,
-                           parts.policy->Logprobs(part.tokens,
-                                                  options.temperature,
-                                                  /*want_entropy=*/false));
+      COX_ASSIGN_OR_RETURN(
+          output, parts.policy->Logprobs(part.tokens, options.temperature,
+                                         /*want_entropy=*/false));
     }
     std::vector<float> values;
     double gain = 1;
@@ -296,8 +290,8 @@ absl::Status FillModelOutputs(const PpoOptions& options, const PpoParts& parts,
     }
     const auto global = [&](size_t i) {
       const int64_t row = part.rows[i / static_cast<size_t>(part.shape.cols)];
-      return batch->At(row, static_cast<int64_t>(
-                                i % static_cast<size_t>(part.shape.cols)));
+      return batch->At(
+          row, static_cast<int64_t>(i % static_cast<size_t>(part.shape.cols)));
     };
     part.ForTokens(0, [&](size_t i, size_t place) {
       if (batch->mask[global(i)] != 0) {
@@ -365,8 +359,8 @@ absl::StatusOr<ValueSums> ValueBackward(const PpoOptions& options,
   const auto backward = [&](std::span<const int64_t> rows) -> absl::Status {
     const Part part(batch, rows);
     return parts.critic->AccumulateValues(
-        part.tokens, [&](std::span<const float> output,
-                         std::span<float> gradient) {
+        part.tokens,
+        [&](std::span<const float> output, std::span<float> gradient) {
           return ValuePart(options, parts, part, minibatch.value, output,
                            gradient, &sums);
         });

@@ -16,10 +16,10 @@ namespace cox {
 // A shard's share of one minibatch's sums.
 struct PolicySums {
   double loss = 0;
-  double kl_loss = 0;         // its KL term, weighted
-  double entropy = 0;         // Σ over tokens
+  double kl_loss = 0;  // its KL term, weighted
+  double entropy = 0;  // Σ over tokens
   double entropy_tokens = 0;
-  double ratio_max_dev = 0;   // max |u - 1|
+  double ratio_max_dev = 0;  // max |u - 1|
   PolicyLossSums loss_sums;
   bool finite = true;
   void Merge(const PolicySums& other);

@@ -66,8 +66,7 @@ absl::StatusOr<Shards> CheckPreference(const PreferenceTrainOptions& options,
                                        const PreferenceParts& parts);
 
 // INVALID_ARGUMENT when a reference log-prob is not finite.
-absl::Status CheckReference(
-    const std::vector<std::vector<float>>& logprobs);
+absl::Status CheckReference(const std::vector<std::vector<float>>& logprobs);
 
 }  // namespace cox
 

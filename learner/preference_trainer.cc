@@ -35,8 +35,8 @@ class PreferenceTrainer final : public StageTrainer {
     }
     const std::vector<int64_t> batch = Batch(step, &result);
     COX_RETURN_IF_ERROR(objective_->Backward(batch, Run(), &result.metrics));
-    COX_RETURN_IF_ERROR(policy_.Update(step, shards_.group(),
-                                       "grad_norm/policy", &result));
+    COX_RETURN_IF_ERROR(
+        policy_.Update(step, shards_.group(), "grad_norm/policy", &result));
     if (step == options_.total_steps) {
       COX_RETURN_IF_ERROR(Measure(&result.metrics));
     }
@@ -63,9 +63,7 @@ class PreferenceTrainer final : public StageTrainer {
     return policy_.Load(reader);
   }
 
-  int64_t completed_steps() const override {
-    return policy_.completed_steps();
-  }
+  int64_t completed_steps() const override { return policy_.completed_steps(); }
 
  private:
   int64_t ForwardRows() const {
@@ -84,8 +82,7 @@ class PreferenceTrainer final : public StageTrainer {
   // Whole passes, each in its own order; the last step of one may be short.
   std::vector<int64_t> Batch(int64_t step, StepResult* result) const {
     const int64_t size = cursor_.size();
-    const int64_t steps_per_pass =
-        (size + options_.batch - 1) / options_.batch;
+    const int64_t steps_per_pass = (size + options_.batch - 1) / options_.batch;
     const int64_t pass = (step - 1) / steps_per_pass;
     const int64_t first = (step - 1) % steps_per_pass * options_.batch;
     std::vector<int64_t> batch;
@@ -124,8 +121,7 @@ absl::StatusOr<std::unique_ptr<StageTrainer>> MakePreferenceTrainer(
 
 absl::StatusOr<bool> BackwardShard(
     std::span<const int64_t> batch, int64_t shard, const PreferenceRun& run,
-    const std::function<PreferenceMicroBatch(std::span<const int64_t>)>&
-        make) {
+    const std::function<PreferenceMicroBatch(std::span<const int64_t>)>& make) {
   std::vector<int64_t> rows;
   for (const int64_t place :
        run.shards.Elements(static_cast<int64_t>(batch.size()), shard)) {
@@ -156,8 +152,7 @@ absl::StatusOr<bool> BackwardShard(
 
 absl::StatusOr<Shards> CheckPreference(const PreferenceTrainOptions& options,
                                        const PreferenceParts& parts) {
-  if (options.batch < 1 || options.micro_batch < 0 ||
-      options.total_steps < 1) {
+  if (options.batch < 1 || options.micro_batch < 0 || options.total_steps < 1) {
     return absl::InvalidArgumentError(
         "preference options: batch and total_steps must be at least 1, "
         "micro_batch not negative");

@@ -19,7 +19,7 @@
 namespace cox {
 
 struct PreferenceTrainOptions {
-  int32_t stage = 0;        // names the stream of the data order
+  int32_t stage = 0;  // names the stream of the data order
   uint64_t seed = 0;
   int64_t batch = 32;       // rows per step, over all ranks; the last step of
                             // a pass over the data may have fewer

@@ -24,8 +24,7 @@ struct FlatComparisons {
     for (const Sequence& completion : comparison.completions) {
       rows.push_back(&completion);
     }
-    ranks.insert(ranks.end(), comparison.ranks.begin(),
-                 comparison.ranks.end());
+    ranks.insert(ranks.end(), comparison.ranks.begin(), comparison.ranks.end());
     sizes.push_back(static_cast<int64_t>(comparison.ranks.size()));
   }
 };
@@ -36,7 +35,7 @@ struct BatchSums {
   double correct = 0;  // pairs
   double margin = 0;
   double pairs = 0;
-  double scores = 0;   // their number, sum and sum of squares
+  double scores = 0;  // their number, sum and sum of squares
   double score_sum = 0;
   double score_squares = 0;
   void Add(const BatchSums& other) {
@@ -67,8 +66,8 @@ class RmTrainer final : public StageTrainer {
     StepResult result;
     const std::vector<const Comparison*> batch = Batch(step, &result);
     COX_ASSIGN_OR_RETURN(const BatchSums sums, Backward(step, batch));
-    COX_RETURN_IF_ERROR(model_.Update(step, shards_.group(), "grad_norm/rm",
-                                      &result));
+    COX_RETURN_IF_ERROR(
+        model_.Update(step, shards_.group(), "grad_norm/rm", &result));
     result.metrics["loss/rm"] = sums.loss;
     if (sums.pairs > 0) {
       result.metrics["rm/accuracy"] = sums.correct / sums.pairs;
@@ -114,17 +113,14 @@ class RmTrainer final : public StageTrainer {
     return model_.Load(reader);
   }
 
-  int64_t completed_steps() const override {
-    return model_.completed_steps();
-  }
+  int64_t completed_steps() const override { return model_.completed_steps(); }
 
  private:
   std::vector<const Comparison*> Batch(int64_t step, StepResult* result) {
     std::vector<const Comparison*> batch;
     Sha256 hash;
     const int64_t size = cursor_.size();
-    const int64_t steps_per_pass =
-        (size + options_.batch - 1) / options_.batch;
+    const int64_t steps_per_pass = (size + options_.batch - 1) / options_.batch;
     const int64_t pass = (step - 1) / steps_per_pass;
     const int64_t first = (step - 1) % steps_per_pass * options_.batch;
     for (int64_t j = first; j < std::min(first + options_.batch, size); ++j) {
@@ -134,8 +130,7 @@ class RmTrainer final : public StageTrainer {
       for (const Sequence& completion : comparison.completions) {
         HashSequence(completion, &hash);
       }
-      hash.Update(
-          std::as_bytes(std::span<const int64_t>(comparison.ranks)));
+      hash.Update(std::as_bytes(std::span<const int64_t>(comparison.ranks)));
     }
     result->batch_sha256 = hash.HexDigest();
     return batch;
@@ -151,12 +146,10 @@ class RmTrainer final : public StageTrainer {
     const double total =
         static_cast<double>(CountRankedPrompts(flat.ranks, flat.sizes));
     std::vector<BatchSums> own(static_cast<size_t>(shards_.own()));
-    COX_RETURN_IF_ERROR(shards_.Backward(
-        reward_, [&](int64_t shard, size_t i) {
-          return ShardBackward(step, batch, shard, total, &own[i]);
-        }));
-    COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all,
-                         shards_.Gather(own));
+    COX_RETURN_IF_ERROR(shards_.Backward(reward_, [&](int64_t shard, size_t i) {
+      return ShardBackward(step, batch, shard, total, &own[i]);
+    }));
+    COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all, shards_.Gather(own));
     BatchSums sums;
     for (const BatchSums& part : all) {
       sums.Add(part);
@@ -252,8 +245,7 @@ class RmTrainer final : public StageTrainer {
           shards_.Elements(static_cast<int64_t>(comparisons.size()), shard),
           ForwardRows(), forward);
     }));
-    COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all,
-                         shards_.Gather(own));
+    COX_ASSIGN_OR_RETURN(const std::vector<BatchSums> all, shards_.Gather(own));
     BatchSums sums;
     for (const BatchSums& part : all) {
       sums.Add(part);
@@ -321,8 +313,7 @@ class RmTrainer final : public StageTrainer {
 absl::StatusOr<std::unique_ptr<StageTrainer>> MakeRmTrainer(
     const RmOptions& options, TrainEngine& reward, Collective& group,
     RmData data) {
-  if (options.batch < 1 || options.micro_batch < 0 ||
-      options.total_steps < 1) {
+  if (options.batch < 1 || options.micro_batch < 0 || options.total_steps < 1) {
     return absl::InvalidArgumentError(
         "rm options: batch and total_steps must be at least 1, micro_batch "
         "not negative");

@@ -20,7 +20,7 @@
 namespace cox {
 
 struct RmOptions {
-  int32_t stage = 0;        // names the stream of the data order
+  int32_t stage = 0;  // names the stream of the data order
   uint64_t seed = 0;
   int64_t batch = 32;       // prompts per step, over all ranks; the last step
                             // of a pass over the data may have fewer
@@ -29,15 +29,15 @@ struct RmOptions {
   int64_t total_steps = 1;
   RmPairwiseOptions loss;
   OptimizerOptions optimizer;
-  double dropout = 0;       // rate
+  double dropout = 0;  // rate
   std::optional<NormalizeMode> normalize = NormalizeMode::kBias;
 };
 
 struct RmData {
-  std::vector<Comparison> train;           // not empty
-  std::vector<Comparison> heldout;         // rm/heldout_*; may be empty
-  std::vector<Comparison> human;           // rm/human_*; may be empty
-  std::vector<Sequence> demonstrations;    // for the normalisation
+  std::vector<Comparison> train;         // not empty
+  std::vector<Comparison> heldout;       // rm/heldout_*; may be empty
+  std::vector<Comparison> human;         // rm/human_*; may be empty
+  std::vector<Sequence> demonstrations;  // for the normalisation
 };
 
 // Metrics: loss/rm, rm/{accuracy,margin,mean,std} (training batch), lr,

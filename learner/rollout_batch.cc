@@ -43,9 +43,9 @@ absl::Status CheckLogprobs(const Trajectory& trajectory,
   }
   const size_t reference = trajectory.reference_logprobs.size();
   if (reference != tokens && (options.needs_reference || reference != 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "trajectory ", trajectory.id.ToString(), ": expected ", tokens,
-        " reference log-probs, found ", reference));
+    return absl::InvalidArgumentError(
+        absl::StrCat("trajectory ", trajectory.id.ToString(), ": expected ",
+                     tokens, " reference log-probs, found ", reference));
   }
   return absl::OkStatus();
 }
@@ -173,8 +173,7 @@ void Exclude(int64_t row, RolloutBatch* batch) {
 // Dynamic sampling (docs/algorithms.md §6): a prompt whose answers all have one
 // score teaches an estimator of groups nothing. Prompts are taken in unit
 // order, so that the choice is a function of the batch.
-absl::Status SelectPrompts(const RolloutOptions& options,
-                           RolloutBatch* batch) {
+absl::Status SelectPrompts(const RolloutOptions& options, RolloutBatch* batch) {
   std::vector<int64_t> rows;
   std::vector<int64_t> groups;
   std::vector<double> scores;
@@ -194,9 +193,9 @@ absl::Status SelectPrompts(const RolloutOptions& options,
   double reserve = 0;
   std::set<int64_t> kept;
   for (size_t i = 0; i < rows.size(); ++i) {
-    const bool full = options.train_prompts > 0 && !kept.contains(groups[i]) &&
-                      static_cast<int64_t>(kept.size()) >=
-                          options.train_prompts;
+    const bool full =
+        options.train_prompts > 0 && !kept.contains(groups[i]) &&
+        static_cast<int64_t>(kept.size()) >= options.train_prompts;
     if (differs[i] != 0 && !full) {
       kept.insert(groups[i]);
       continue;
@@ -343,9 +342,8 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
   batch.shape.cols = 1;
   batch.current_version = step - 1;
   for (const Trajectory& trajectory : trajectories) {
-    batch.shape.cols =
-        std::max(batch.shape.cols,
-                 static_cast<int64_t>(trajectory.response_ids.size()));
+    batch.shape.cols = std::max(
+        batch.shape.cols, static_cast<int64_t>(trajectory.response_ids.size()));
   }
   const size_t size = static_cast<size_t>(batch.shape.size());
   batch.mask.assign(size, 0);
@@ -365,9 +363,9 @@ absl::StatusOr<RolloutBatch> MakeRolloutBatch(
     batch.scores.push_back(trained ? *trajectory.reward_total : 0.0);
     batch.same_version.push_back(trajectory.version.step == step - 1 ? 1 : 0);
     batch.version.push_back(trajectory.version.step);
-    const auto group = groups.try_emplace(
-        {trajectory.id.unit, trajectory.id.prompt},
-        static_cast<int64_t>(groups.size()));
+    const auto group =
+        groups.try_emplace({trajectory.id.unit, trajectory.id.prompt},
+                           static_cast<int64_t>(groups.size()));
     batch.group.push_back(group.first->second);
     if (trained) {
       COX_RETURN_IF_ERROR(CheckLogprobs(trajectory, options));
@@ -434,15 +432,13 @@ absl::Status ComputeAdvantages(const RolloutOptions& options, double beta,
   batch->metrics["objective/non_score_reward"] = -beta * batch->mean_kl;
   CompareBehaviour(batch);
 
-  const bool token_rewards =
-      !options.group.has_value() ||
-      *options.group == GroupEstimator::kReinforcePp;
+  const bool token_rewards = !options.group.has_value() ||
+                             *options.group == GroupEstimator::kReinforcePp;
   if (options.whiten_rewards && token_rewards) {
     LocalReducer reducer;
-    COX_ASSIGN_OR_RETURN(
-        Whitened<double> white,
-        Whiten<double>(shaped.rewards, batch->value_mask,
-                       {.shift_mean = false}, reducer));
+    COX_ASSIGN_OR_RETURN(Whitened<double> white,
+                         Whiten<double>(shaped.rewards, batch->value_mask,
+                                        {.shift_mean = false}, reducer));
     shaped.rewards = std::move(white.out);
   }
   return options.group.has_value()

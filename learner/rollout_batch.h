@@ -45,27 +45,27 @@ struct RolloutOptions {
 
 // All arrays are [N, T], row-major, 0 where `mask` is 0. T = longest answer.
 struct RolloutBatch {
-  std::vector<Sequence> sequences;     // [N], prompt and answer
-  Shape2 shape;                        // N x T
-  std::vector<uint8_t> mask;           // sampled tokens of trained sequences
-  std::vector<uint8_t> trained;        // [N], 0 = excluded
-  std::vector<int64_t> group;          // [N], equal for samples of a prompt
-  std::vector<uint8_t> same_version;   // [N], sampled from the current weights
-  std::vector<int64_t> version;        // [N], steps behind the sampling weights
-  std::vector<FinishReason> finish;    // [N]
-  std::vector<double> scores;          // [N], 0 where excluded
+  std::vector<Sequence> sequences;    // [N], prompt and answer
+  Shape2 shape;                       // N x T
+  std::vector<uint8_t> mask;          // sampled tokens of trained sequences
+  std::vector<uint8_t> trained;       // [N], 0 = excluded
+  std::vector<int64_t> group;         // [N], equal for samples of a prompt
+  std::vector<uint8_t> same_version;  // [N], sampled from the current weights
+  std::vector<int64_t> version;       // [N], steps behind the sampling weights
+  std::vector<FinishReason> finish;   // [N]
+  std::vector<double> scores;         // [N], 0 where excluded
   std::vector<double> behaviour;
   std::vector<double> reference;
-  bool has_reference = true;           // false: divergence counts as 0
-  std::vector<float> proximal;         // filled by the trainer
-  std::vector<float> values;           // filled by the trainer (GAE only)
+  bool has_reference = true;    // false: divergence counts as 0
+  std::vector<float> proximal;  // filled by the trainer
+  std::vector<float> values;    // filled by the trainer (GAE only)
 
   // Of ComputeAdvantages.
   std::vector<double> advantages;
-  std::vector<double> returns;         // GAE only
-  std::vector<uint8_t> value_mask;     // mask, and the place after the last
-  std::vector<double> kl_sum;          // [N], sum of k1 (prox against ref)
-  double mean_kl = 0;                  // over trained sequences
+  std::vector<double> returns;      // GAE only
+  std::vector<uint8_t> value_mask;  // mask, and the place after the last
+  std::vector<double> kl_sum;       // [N], sum of k1 (prox against ref)
+  double mean_kl = 0;               // over trained sequences
 
   std::map<std::string, double> metrics;
   int64_t trained_count = 0;

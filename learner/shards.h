@@ -78,9 +78,9 @@ absl::StatusOr<std::vector<T>> Shards::Gather(
     const std::vector<T>& own_values) const {
   static_assert(std::is_trivially_copyable_v<T>);
   std::vector<T> all(static_cast<size_t>(count_));
-  COX_RETURN_IF_ERROR(
-      GatherBytes(sizeof(T), std::as_bytes(std::span(own_values)),
-                  std::as_writable_bytes(std::span(all))));
+  COX_RETURN_IF_ERROR(GatherBytes(sizeof(T),
+                                  std::as_bytes(std::span(own_values)),
+                                  std::as_writable_bytes(std::span(all))));
   return all;
 }
 

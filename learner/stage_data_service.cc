@@ -31,9 +31,9 @@ absl::Status CheckText(const StageContext& context, const std::string& what,
         absl::StrCat(what, ": text needs a tokenizer with an end token"));
   }
   if (sequence_length > model.max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        what, ".sequence_length: ", sequence_length, ", the model takes ",
-        model.max_positions));
+    return absl::InvalidArgumentError(
+        absl::StrCat(what, ".sequence_length: ", sequence_length,
+                     ", the model takes ", model.max_positions));
   }
   return absl::OkStatus();
 }
@@ -53,8 +53,7 @@ absl::StatusOr<PackedTokens> LoadPacked(const StageContext& context,
 std::vector<Sequence> StreamBlocks(const PackedTokens& packed,
                                    std::optional<int32_t> start) {
   std::vector<Sequence> blocks;
-  const int64_t count =
-      std::min(packed.num_blocks(), kMaxMeasuredSequences);
+  const int64_t count = std::min(packed.num_blocks(), kMaxMeasuredSequences);
   for (int64_t i = 0; i < count; ++i) {
     Sequence& block = blocks.emplace_back();
     block.ids = packed.StreamBlock(i);
@@ -70,8 +69,8 @@ absl::StatusOr<std::vector<Sequence>> LoadExamples(
     const StageContext& context, const ModelConfig& model,
     const std::vector<std::string>& paths, int64_t sequence_length) {
   COX_ASSIGN_OR_RETURN(const Dataset dataset, LoadDataset(*context.fs, paths));
-  TokenizeOptions options = SftTokenizeOptions(
-      sequence_length, EndId(context), model.DecoderStart());
+  TokenizeOptions options =
+      SftTokenizeOptions(sequence_length, EndId(context), model.DecoderStart());
   options.chat = context.chat;
   COX_ASSIGN_OR_RETURN(const std::vector<SftExample> examples,
                        TokenizeSft(dataset, *context.tokenizer, options));
@@ -142,8 +141,8 @@ absl::StatusOr<std::vector<Comparison>> FetchComparisons(
     const ComparisonOptions& options) {
   std::vector<Comparison> rows;
   absl::StatusOr<std::string> jsonl = context.fetch_file(name);
-  if (optional && (absl::IsNotFound(jsonl.status()) ||
-                   (jsonl.ok() && jsonl->empty()))) {
+  if (optional &&
+      (absl::IsNotFound(jsonl.status()) || (jsonl.ok() && jsonl->empty()))) {
     return rows;
   }
   COX_RETURN_IF_ERROR(jsonl.status());
@@ -174,8 +173,8 @@ absl::StatusOr<std::vector<Comparison>> LoadHeldoutComparisons(
 absl::StatusOr<LmData> LoadPretrainData(const StageContext& context,
                                         const ModelConfig& model) {
   const v1::LmSettings& settings = context.config.pretrain();
-  COX_RETURN_IF_ERROR(CheckText(context, "pretrain",
-                                settings.sequence_length(), model));
+  COX_RETURN_IF_ERROR(
+      CheckText(context, "pretrain", settings.sequence_length(), model));
   const std::optional<int32_t> start = model.DecoderStart();
   LmData data;
   COX_ASSIGN_OR_RETURN(PackedTokens train,
@@ -196,18 +195,16 @@ absl::StatusOr<LmData> LoadSftData(const StageContext& context,
   COX_RETURN_IF_ERROR(
       CheckText(context, "sft", settings.sequence_length(), model));
   LmData data;
-  COX_ASSIGN_OR_RETURN(
-      std::vector<Sequence> examples,
-      LoadExamples(context, model, ToVector(settings.train()),
-                   settings.sequence_length()));
+  COX_ASSIGN_OR_RETURN(std::vector<Sequence> examples,
+                       LoadExamples(context, model, ToVector(settings.train()),
+                                    settings.sequence_length()));
   if (examples.empty()) {
     return absl::InvalidArgumentError("sft.train: no examples");
   }
   data.source = MakeExampleSource(std::move(examples), context.config.seed(),
                                   absl::StrCat("sft/", stage));
   COX_ASSIGN_OR_RETURN(
-      data.heldout,
-      LoadSftHeldout(context, model, settings.sequence_length()));
+      data.heldout, LoadSftHeldout(context, model, settings.sequence_length()));
   return data;
 }
 
@@ -222,9 +219,8 @@ absl::StatusOr<std::unique_ptr<LmSource>> LoadPtxText(
     return absl::InvalidArgumentError(
         "ppo.ptx.train: no files, and pretrain.train names none");
   }
-  COX_ASSIGN_OR_RETURN(
-      PackedTokens text,
-      LoadPacked(context, ToVector(paths), ptx.sequence_length()));
+  COX_ASSIGN_OR_RETURN(PackedTokens text, LoadPacked(context, ToVector(paths),
+                                                     ptx.sequence_length()));
   return MakePackedSource(std::move(text), model.DecoderStart());
 }
 
@@ -254,8 +250,8 @@ absl::StatusOr<RmData> LoadRmData(const StageContext& context,
   RmData data;
   COX_ASSIGN_OR_RETURN(data.train,
                        LoadComparisons(context, rm.comparisons(), options));
-  COX_ASSIGN_OR_RETURN(
-      data.heldout, LoadHeldoutComparisons(context, rm.heldout(), options));
+  COX_ASSIGN_OR_RETURN(data.heldout,
+                       LoadHeldoutComparisons(context, rm.heldout(), options));
   COX_ASSIGN_OR_RETURN(data.human,
                        ReadComparisons(context, rm.human_pairs(), options));
   const Paths& demonstrations = rm.demonstrations().empty()
@@ -263,10 +259,9 @@ absl::StatusOr<RmData> LoadRmData(const StageContext& context,
                                     : rm.demonstrations();
   if (rm.normalize() != "none" && !demonstrations.empty() &&
       context.tokenizer != nullptr) {
-    COX_ASSIGN_OR_RETURN(
-        data.demonstrations,
-        LoadExamples(context, model, ToVector(demonstrations),
-                     model.max_positions));
+    COX_ASSIGN_OR_RETURN(data.demonstrations,
+                         LoadExamples(context, model, ToVector(demonstrations),
+                                      model.max_positions));
     if (static_cast<int64_t>(data.demonstrations.size()) >
         kMaxMeasuredSequences) {
       data.demonstrations.resize(kMaxMeasuredSequences);
@@ -282,8 +277,8 @@ absl::StatusOr<DpoData> LoadDpoData(const StageContext& context,
   DpoData data;
   COX_ASSIGN_OR_RETURN(data.train,
                        LoadComparisons(context, dpo.comparisons(), options));
-  COX_ASSIGN_OR_RETURN(
-      data.heldout, LoadHeldoutComparisons(context, dpo.heldout(), options));
+  COX_ASSIGN_OR_RETURN(data.heldout,
+                       LoadHeldoutComparisons(context, dpo.heldout(), options));
   return data;
 }
 
@@ -308,8 +303,8 @@ absl::StatusOr<std::vector<LabelledRow>> LoadKtoData(
   return rows;
 }
 
-absl::StatusOr<std::vector<Comparison>> LoadRftData(
-    const StageContext& context, const ModelConfig& model) {
+absl::StatusOr<std::vector<Comparison>> LoadRftData(const StageContext& context,
+                                                    const ModelConfig& model) {
   return LoadComparisons(context, context.config.rft().comparisons(),
                          ReadOptions(context, model));
 }

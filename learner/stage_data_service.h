@@ -29,8 +29,9 @@ absl::StatusOr<LmData> LoadSftData(const StageContext& context,
 // Text of ppo.ptx, or of pretrain.train.
 absl::StatusOr<std::unique_ptr<LmSource>> LoadPtxText(
     const StageContext& context, const ModelConfig& model);
-// What stages ppo, dpo, kto and rft measure: text of pretrain.heldout, else of sft.heldout, cut
-// to the model's positions. Empty when none is named or there is no text.
+// What stages ppo, dpo, kto and rft measure: text of pretrain.heldout, else of
+// sft.heldout, cut to the model's positions. Empty when none is named or there
+// is no text.
 absl::StatusOr<std::vector<Sequence>> LoadMeasuredText(
     const StageContext& context, const ModelConfig& model);
 absl::StatusOr<RmData> LoadRmData(const StageContext& context,
@@ -40,8 +41,8 @@ absl::StatusOr<DpoData> LoadDpoData(const StageContext& context,
 absl::StatusOr<std::vector<LabelledRow>> LoadKtoData(
     const StageContext& context, const ModelConfig& model);
 // All ranked answers that stage rft chooses from.
-absl::StatusOr<std::vector<Comparison>> LoadRftData(
-    const StageContext& context, const ModelConfig& model);
+absl::StatusOr<std::vector<Comparison>> LoadRftData(const StageContext& context,
+                                                    const ModelConfig& model);
 
 }  // namespace cox
 

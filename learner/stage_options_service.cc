@@ -138,8 +138,7 @@ absl::StatusOr<OptimizerOptions> ReadOptimizer(
   options.adam.beta2 = settings.beta2();
   options.adam.eps = settings.eps();
   options.adam.weight_decay = settings.weight_decay();
-  COX_ASSIGN_OR_RETURN(options.schedule.kind,
-                       ParseLrKind(settings.schedule()));
+  COX_ASSIGN_OR_RETURN(options.schedule.kind, ParseLrKind(settings.schedule()));
   options.schedule.peak = settings.lr();
   options.schedule.total = updates;
   options.schedule.floor = settings.floor();
@@ -182,8 +181,8 @@ absl::StatusOr<RmOptions> ReadRm(const v1::RunConfig& config, int32_t stage,
   if (rm.normalize() == "none") {
     options.normalize = std::nullopt;
   } else {
-    options.normalize = rm.normalize() == "gain" ? NormalizeMode::kGain
-                                                 : NormalizeMode::kBias;
+    options.normalize =
+        rm.normalize() == "gain" ? NormalizeMode::kGain : NormalizeMode::kBias;
   }
   return options;
 }
@@ -191,9 +190,10 @@ absl::StatusOr<RmOptions> ReadRm(const v1::RunConfig& config, int32_t stage,
 namespace {
 
 template <typename Settings>
-absl::StatusOr<PreferenceTrainOptions> ReadPreference(
-    const Settings& settings, uint64_t seed, int32_t stage,
-    int64_t total_steps) {
+absl::StatusOr<PreferenceTrainOptions> ReadPreference(const Settings& settings,
+                                                      uint64_t seed,
+                                                      int32_t stage,
+                                                      int64_t total_steps) {
   PreferenceTrainOptions options;
   options.stage = stage;
   options.seed = seed;
@@ -211,8 +211,8 @@ absl::StatusOr<DpoStageOptions> ReadDpo(const v1::RunConfig& config,
                                         int32_t stage, int64_t total_steps) {
   const v1::DpoSettings& dpo = config.dpo();
   DpoStageOptions options;
-  COX_ASSIGN_OR_RETURN(
-      options.train, ReadPreference(dpo, config.seed(), stage, total_steps));
+  COX_ASSIGN_OR_RETURN(options.train,
+                       ReadPreference(dpo, config.seed(), stage, total_steps));
   options.train.shards = config.numerics().shards();
   COX_ASSIGN_OR_RETURN(options.loss.kind, ParsePreferenceKind(dpo.kind()));
   options.loss.beta = dpo.beta();
@@ -225,8 +225,8 @@ absl::StatusOr<KtoStageOptions> ReadKto(const v1::RunConfig& config,
                                         int32_t stage, int64_t total_steps) {
   const v1::KtoSettings& kto = config.kto();
   KtoStageOptions options;
-  COX_ASSIGN_OR_RETURN(
-      options.train, ReadPreference(kto, config.seed(), stage, total_steps));
+  COX_ASSIGN_OR_RETURN(options.train,
+                       ReadPreference(kto, config.seed(), stage, total_steps));
   options.train.shards = config.numerics().shards();
   options.loss.beta = kto.beta();
   options.loss.lambda_d = kto.lambda_desirable();
@@ -279,8 +279,7 @@ absl::StatusOr<PpoOptions> ReadPpo(const v1::RunConfig& config, int32_t stage,
                            : std::nullopt;
   options.entropy_coef = ppo.entropy_coef();
   options.target_kl = ppo.target_kl();
-  const int64_t updates =
-      total_steps * options.epochs * options.minibatches;
+  const int64_t updates = total_steps * options.epochs * options.minibatches;
   COX_ASSIGN_OR_RETURN(options.optimizer,
                        ReadOptimizer(ppo.optimizer(), updates));
   COX_ASSIGN_OR_RETURN(options.value_optimizer,

@@ -25,9 +25,8 @@ bool Names(const v1::CheckpointRef& checkpoint) {
 // Every byte of a checkpoint is hashed before any is used.
 absl::Status Verify(const StageContext& context,
                     const v1::CheckpointRef& checkpoint) {
-  absl::StatusOr<CheckpointManifest> manifest =
-      VerifyCheckpoint(*context.fs, checkpoint.directory(),
-                       checkpoint.manifest_sha256());
+  absl::StatusOr<CheckpointManifest> manifest = VerifyCheckpoint(
+      *context.fs, checkpoint.directory(), checkpoint.manifest_sha256());
   if (absl::IsNotFound(manifest.status())) {
     return absl::DataLossError(std::string(manifest.status().message()));
   }
@@ -39,9 +38,9 @@ absl::Status CheckVocabulary(const StageContext& context,
   COX_ASSIGN_OR_RETURN(const ModelConfig config,
                        ModelConfig::FromJson(policy.manifest.config_json));
   if (config.vocab_size < context.vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "model: ", config.vocab_size, " tokens, the tokenizer has ",
-        context.vocab_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat("model: ", config.vocab_size,
+                     " tokens, the tokenizer has ", context.vocab_size));
   }
   return absl::OkStatus();
 }
@@ -70,9 +69,8 @@ absl::StatusOr<SnapshotPtr> PolicyOf(const StageContext& context,
   COX_ASSIGN_OR_RETURN(SnapshotPtr policy,
                        Resumed(context, assignment, "policy"));
   if (policy == nullptr) {
-    COX_ASSIGN_OR_RETURN(policy,
-                         StartingPolicy(context, assignment.policy(),
-                                        "policy"));
+    COX_ASSIGN_OR_RETURN(
+        policy, StartingPolicy(context, assignment.policy(), "policy"));
   }
   return policy;
 }
@@ -116,10 +114,9 @@ absl::Status BuildLm(const StageContext& context,
   COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, std::move(policy)));
   const bool pretrain = assignment.stage_kind() == "pretrain";
   COX_ASSIGN_OR_RETURN(
-      LmData data,
-      pretrain ? LoadPretrainData(context, run->policy->config())
-               : LoadSftData(context, run->policy->config(),
-                             assignment.stage()));
+      LmData data, pretrain ? LoadPretrainData(context, run->policy->config())
+                            : LoadSftData(context, run->policy->config(),
+                                          assignment.stage()));
   COX_ASSIGN_OR_RETURN(
       LmOptions options,
       ReadLm(pretrain ? context.config.pretrain() : context.config.sft(),
@@ -146,24 +143,22 @@ absl::Status BuildRm(const StageContext& context,
   }
   COX_RETURN_IF_ERROR(CheckVocabulary(context, *reward));
   COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, std::move(reward)));
-  COX_ASSIGN_OR_RETURN(RmData data,
-                       LoadRmData(context, run->policy->config()));
-  COX_ASSIGN_OR_RETURN(const RmOptions options,
-                       ReadRm(context.config, assignment.stage(),
-                              assignment.total_steps()));
-  COX_ASSIGN_OR_RETURN(run->trainer,
-                       MakeRmTrainer(options, *run->policy, *context.group,
-                                     std::move(data)));
+  COX_ASSIGN_OR_RETURN(RmData data, LoadRmData(context, run->policy->config()));
+  COX_ASSIGN_OR_RETURN(
+      const RmOptions options,
+      ReadRm(context.config, assignment.stage(), assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(
+      run->trainer,
+      MakeRmTrainer(options, *run->policy, *context.group, std::move(data)));
   return absl::OkStatus();
 }
 
 absl::Status BuildPpo(const StageContext& context,
                       const v1::Assignment& assignment, StageRun* run) {
-  COX_ASSIGN_OR_RETURN(const PpoOptions options,
-                       ReadPpo(context.config, assignment.stage(),
-                               assignment.total_steps()));
-  COX_ASSIGN_OR_RETURN(const SnapshotPtr policy,
-                       PolicyOf(context, assignment));
+  COX_ASSIGN_OR_RETURN(
+      const PpoOptions options,
+      ReadPpo(context.config, assignment.stage(), assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(const SnapshotPtr policy, PolicyOf(context, assignment));
   COX_RETURN_IF_ERROR(CheckVocabulary(context, *policy));
   COX_ASSIGN_OR_RETURN(run->policy, LoadEngine(context, policy));
   if (!options.rollout.group.has_value()) {
@@ -179,12 +174,11 @@ absl::Status BuildPpo(const StageContext& context,
   COX_ASSIGN_OR_RETURN(std::vector<Sequence> heldout,
                        LoadMeasuredText(context, run->policy->config()));
   COX_ASSIGN_OR_RETURN(
-      run->trainer,
-      MakePpoTrainer(options, {.policy = run->policy.get(),
-                               .critic = run->critic.get(),
-                               .group = context.group,
-                               .ptx = run->source.get(),
-                               .heldout = std::move(heldout)}));
+      run->trainer, MakePpoTrainer(options, {.policy = run->policy.get(),
+                                             .critic = run->critic.get(),
+                                             .group = context.group,
+                                             .ptx = run->source.get(),
+                                             .heldout = std::move(heldout)}));
   return absl::OkStatus();
 }
 
@@ -215,9 +209,9 @@ absl::Status BuildDpo(const StageContext& context,
                        LoadPreferenceEngines(context, assignment, run));
   const ModelConfig& model = run->policy->config();
   COX_ASSIGN_OR_RETURN(const DpoData data, LoadDpoData(context, model));
-  COX_ASSIGN_OR_RETURN(const DpoStageOptions options,
-                       ReadDpo(context.config, assignment.stage(),
-                               assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(
+      const DpoStageOptions options,
+      ReadDpo(context.config, assignment.stage(), assignment.total_steps()));
   PreferenceParts parts = {.policy = run->policy.get(),
                            .reference = reference.get(),
                            .group = context.group};
@@ -234,9 +228,9 @@ absl::Status BuildKto(const StageContext& context,
   const ModelConfig& model = run->policy->config();
   COX_ASSIGN_OR_RETURN(const std::vector<LabelledRow> data,
                        LoadKtoData(context, model));
-  COX_ASSIGN_OR_RETURN(const KtoStageOptions options,
-                       ReadKto(context.config, assignment.stage(),
-                               assignment.total_steps()));
+  COX_ASSIGN_OR_RETURN(
+      const KtoStageOptions options,
+      ReadKto(context.config, assignment.stage(), assignment.total_steps()));
   PreferenceParts parts = {.policy = run->policy.get(),
                            .reference = reference.get(),
                            .group = context.group};
@@ -284,9 +278,8 @@ absl::Status BuildRft(const StageContext& context,
   if (best.empty()) {
     return absl::InvalidArgumentError("rft: no answer to train on");
   }
-  run->source =
-      MakeExampleSource(std::move(best), context.config.seed(),
-                        absl::StrCat("rft/", assignment.stage()));
+  run->source = MakeExampleSource(std::move(best), context.config.seed(),
+                                  absl::StrCat("rft/", assignment.stage()));
   COX_ASSIGN_OR_RETURN(std::vector<Sequence> text,
                        LoadMeasuredText(context, model));
   COX_ASSIGN_OR_RETURN(run->trainer,
@@ -317,21 +310,20 @@ absl::StatusOr<StageRun> BuildStage(const StageContext& context,
   } else if (kind == "ppo") {
     COX_RETURN_IF_ERROR(BuildPpo(context, assignment, &run));
   } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat("stage ", assignment.stage(), ": no training for '", kind,
-                     "'"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stage ", assignment.stage(), ": no training for '", kind, "'"));
   }
   if (Names(assignment.resume())) {
     COX_ASSIGN_OR_RETURN(
         const std::string state,
-        context.fs->ReadAll(JoinPath(assignment.resume().directory(),
-                                     "trainer/state.bin")));
+        context.fs->ReadAll(
+            JoinPath(assignment.resume().directory(), "trainer/state.bin")));
     COX_RETURN_IF_ERROR(run.trainer->LoadState(state));
     if (run.trainer->completed_steps() != assignment.resume().step()) {
-      return absl::DataLossError(absl::StrCat(
-          "checkpoint ", assignment.resume().directory(), ": expected step ",
-          assignment.resume().step(), ", found ",
-          run.trainer->completed_steps()));
+      return absl::DataLossError(
+          absl::StrCat("checkpoint ", assignment.resume().directory(),
+                       ": expected step ", assignment.resume().step(),
+                       ", found ", run.trainer->completed_steps()));
     }
   }
   return run;
@@ -349,10 +341,9 @@ absl::StatusOr<SnapshotPtr> StartingPolicy(const StageContext& context,
   if (!settings.init().empty()) {
     return LoadModel(*context.fs, settings.init(), model);
   }
-  COX_ASSIGN_OR_RETURN(
-      const ModelConfig config,
-      ModelFromSettings(settings, context.vocab_size, context.eos_ids,
-                        context.pad_id));
+  COX_ASSIGN_OR_RETURN(const ModelConfig config,
+                       ModelFromSettings(settings, context.vocab_size,
+                                         context.eos_ids, context.pad_id));
   const Manifest layout = ParameterLayout(config, model);
   std::vector<float> parameters(
       static_cast<size_t>(layout.arena_bytes) / sizeof(float), 0.0f);

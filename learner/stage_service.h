@@ -23,7 +23,7 @@ namespace cox {
 
 // What all stages share. Borrowed members outlive everything built from it.
 struct StageContext {
-  cox::v1::RunConfig config;  // resolved
+  cox::v1::RunConfig config;                   // resolved
   std::shared_ptr<const Tokenizer> tokenizer;  // null with tokenizer none
   // tokenizer_config.json of the run, for its checkpoints; empty = none.
   std::string tokenizer_config;
@@ -42,7 +42,7 @@ struct StageContext {
 struct StageRun {
   std::unique_ptr<TrainEngine> policy;  // reward model in stage rm
   std::unique_ptr<TrainEngine> critic;
-  std::unique_ptr<LmSource> source;     // training text, or ptx
+  std::unique_ptr<LmSource> source;       // training text, or ptx
   std::unique_ptr<StageTrainer> trainer;  // borrows all of the above
 };
 

@@ -106,9 +106,8 @@ absl::StatusOr<std::string_view> StateReader::Section(std::string_view name,
     return Malformed(absl::StrCat("no section ", std::string(name)));
   }
   if (it->second.size() != bytes) {
-    return Malformed(absl::StrCat("section ", std::string(name),
-                                  ": expected ", bytes, " bytes, found ",
-                                  it->second.size()));
+    return Malformed(absl::StrCat("section ", std::string(name), ": expected ",
+                                  bytes, " bytes, found ", it->second.size()));
   }
   return it->second;
 }

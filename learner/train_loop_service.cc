@@ -72,9 +72,8 @@ absl::StatusOr<int> FreePort::Reserve(const std::string& host) {
   sockaddr_in address = {};
   address.sin_family = AF_INET;
   if (inet_pton(AF_INET, host.c_str(), &address.sin_addr) != 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("rendezvous host: expected an IPv4 address, found '",
-                     host, "'"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "rendezvous host: expected an IPv4 address, found '", host, "'"));
   }
   Release();
   socket_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -108,8 +107,8 @@ absl::Status Learner::Train(const v1::Assignment& assignment) {
   stage.is_ppo = assignment.stage_kind() == "ppo";
   const v1::ScheduleSettings& schedule = context_.config.schedule();
   stage.lag = schedule.mode() == "fixed_lag" ? schedule.lag() : 0;
-  heartbeater_->SetState(absl::StrCat("loading stage ", assignment.stage(),
-                                      " ", assignment.stage_kind()));
+  heartbeater_->SetState(absl::StrCat("loading stage ", assignment.stage(), " ",
+                                      assignment.stage_kind()));
   COX_ASSIGN_OR_RETURN(stage.run, BuildStage(context_, assignment));
   const int64_t resumed = stage.run.trainer->completed_steps();
   stage.resumed = resumed;
@@ -156,9 +155,9 @@ absl::Status Learner::Train(const v1::Assignment& assignment) {
 absl::Status Learner::Act(Stage* stage, const LineageAction& action) {
   using Kind = LineageAction::Kind;
   const TraceContext trace = StepTrace(stage->assignment.stage(), action.step);
-  const TraceScope scope(SpanName(action.kind), trace,
-                         absl::StrCat("s", stage->assignment.stage(), ".",
-                                      action.step));
+  const TraceScope scope(
+      SpanName(action.kind), trace,
+      absl::StrCat("s", stage->assignment.stage(), ".", action.step));
   const bool border = action.kind == Kind::kTakeBatch ||
                       (action.kind == Kind::kTrain && !stage->is_ppo);
   if (border) {
@@ -206,8 +205,7 @@ absl::Status Learner::CheckSameWeights(Stage* stage) {
       const std::string text = absl::StrCat(
           "after step ", step, " of stage ", stage->assignment.stage(),
           " rank ", at / hash.size(), " has weights ",
-          all.substr(at, hash.size()), ", rank ", options_.rank, " has ",
-          hash);
+          all.substr(at, hash.size()), ", rank ", options_.rank, " has ", hash);
       // From a checkpoint that is the checkpoint's fault. On the way it is a
       // machine's: the next group starts from a checkpoint and computes the
       // steps again.
@@ -227,9 +225,8 @@ absl::StatusOr<BatchInput> Learner::TakeBatch(Stage* stage, int64_t step) {
                          "actors");
   TakenBatch taken;
   while (true) {
-    absl::StatusOr<TakenBatch> batch =
-        client_.TakeBatch(stage->assignment.stage(), step, options_.rank,
-                          kBatchPoll);
+    absl::StatusOr<TakenBatch> batch = client_.TakeBatch(
+        stage->assignment.stage(), step, options_.rank, kBatchPoll);
     if (batch.ok()) {
       taken = *std::move(batch);
       break;
@@ -251,8 +248,7 @@ absl::StatusOr<BatchInput> Learner::TakeBatch(Stage* stage, int64_t step) {
     }
     for (Trajectory& row : *rows) {
       stage->tokens +=
-          static_cast<int64_t>(row.prompt_ids.size() +
-                               row.response_ids.size());
+          static_cast<int64_t>(row.prompt_ids.size() + row.response_ids.size());
       input.trajectories.push_back(std::move(row));
     }
   }
@@ -281,16 +277,15 @@ absl::Status Learner::TrainStep(Stage* stage, int64_t step) {
   stage->skipped_in_a_row =
       stage->result.skipped ? stage->skipped_in_a_row + 1 : 0;
   if (stage->skipped_in_a_row >= kMaxSkippedInARow) {
-    return absl::DataLossError(absl::StrCat(
-        "training diverged: ", stage->skipped_in_a_row,
-        " steps in a row up to step ", step, " of stage ",
-        stage->assignment.stage(), " had no finite gradient"));
+    return absl::DataLossError(
+        absl::StrCat("training diverged: ", stage->skipped_in_a_row,
+                     " steps in a row up to step ", step, " of stage ",
+                     stage->assignment.stage(), " had no finite gradient"));
   }
   return absl::OkStatus();
 }
 
-absl::Status Learner::CommitTrained(Stage* stage,
-                                    const LineageAction& action) {
+absl::Status Learner::CommitTrained(Stage* stage, const LineageAction& action) {
   const int64_t step = action.step;
   absl::Status committed;
   if (options_.rank == 0) {
@@ -365,9 +360,8 @@ absl::Status Learner::PublishVersionOf(Stage* stage, int64_t step) {
     stage->publish_s = SecondsSince(start);
     return absl::OkStatus();
   }
-  const std::string folder =
-      JoinPath(stage->assignment.resume().directory(),
-               absl::StrCat("trainer/version_", step));
+  const std::string folder = JoinPath(stage->assignment.resume().directory(),
+                                      absl::StrCat("trainer/version_", step));
   if (stage->assignment.resume().directory().empty() ||
       !context_.fs->Exists(folder)) {
     return absl::OkStatus();
@@ -389,11 +383,11 @@ absl::Status Learner::PublishPolicy(
   std::vector<float> canary;  // of the trained weights; others are not loaded
   if (step == stage->run.trainer->completed_steps()) {
     // One that cannot be computed is for the trainer to notice, not for us.
-    canary = CanaryLogprobs(stage->run.policy.get())
-                 .value_or(std::vector<float>());
+    canary =
+        CanaryLogprobs(stage->run.policy.get()).value_or(std::vector<float>());
   }
-  COX_RETURN_IF_ERROR(Publish("policy", {stage->assignment.stage(), step},
-                              snapshot, canary));
+  COX_RETURN_IF_ERROR(
+      Publish("policy", {stage->assignment.stage(), step}, snapshot, canary));
   KeepOnly(stage);
   return absl::OkStatus();
 }

@@ -19,21 +19,21 @@ struct Learner::Stage {
   StageRun run;
   bool is_ppo = false;
   int64_t resumed = 0;  // the step behind the weights it started from
-  int64_t lag = 0;  // fixed_lag: versions that open units may still need
+  int64_t lag = 0;      // fixed_lag: versions that open units may still need
   // Rank 0 in ppo: policy versions in the store, by step.
   std::map<int64_t, std::shared_ptr<const Snapshot>> versions;
   std::optional<LineageCore> lineage;  // what comes next
   // Of the step in progress.
   BatchInput input;
   StepResult result;
-  std::string last_batch;     // batch hash of the last committed step
+  std::string last_batch;  // batch hash of the last committed step
   int64_t skipped_in_a_row = 0;
   MonoTime step_start;
-  double wait_s = 0;          // of this step, for its batch
+  double wait_s = 0;  // of this step, for its batch
   double train_s = 0;
-  double checkpoint_s = 0;    // of the step before, that it waited for
-  double publish_s = 0;       // of the step before
-  int64_t tokens = 0;         // of this step's trajectories
+  double checkpoint_s = 0;  // of the step before, that it waited for
+  double publish_s = 0;     // of the step before
+  int64_t tokens = 0;       // of this step's trajectories
   int64_t answers = 0;
   MonoTime last_log;
   // Rank 0: the checkpoint beside training.

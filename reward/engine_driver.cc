@@ -20,14 +20,13 @@ absl::Status EngineDriver::Submit(ModelSlot slot, std::string hash,
   if (closed_) return absl::UnavailableError("this replica is leaving");
   const uint64_t id = next_id_++;
   const bool needs_model = !hash.empty();
-  COX_RETURN_IF_ERROR(
-      queue_.Push({.id = id,
-                   .slot = slot,
-                   .hash = std::move(hash),
-                   .deadline = Clock::Real().Now() + timeout}));
-  jobs_.emplace(id, PendingJob{.slot = slot,
-                               .needs_model = needs_model,
-                               .run = std::move(job)});
+  COX_RETURN_IF_ERROR(queue_.Push({.id = id,
+                                   .slot = slot,
+                                   .hash = std::move(hash),
+                                   .deadline = Clock::Real().Now() + timeout}));
+  jobs_.emplace(
+      id, PendingJob{
+              .slot = slot, .needs_model = needs_model, .run = std::move(job)});
   ++changes_;
   work_.NotifyOne();
   return absl::OkStatus();

@@ -25,8 +25,8 @@ class EngineDriver {
   // Runs in the driver's thread, exactly once. OK: `engine` holds the weights
   // named (null when none were). Not OK: refused; `engine` is null. Must not
   // call back into the driver.
-  using Job = std::function<void(const absl::Status& verdict,
-                                 ScoreEngine* engine)>;
+  using Job =
+      std::function<void(const absl::Status& verdict, ScoreEngine* engine)>;
 
   EngineDriver(EngineFactory factory, size_t queue_capacity);
   ~EngineDriver();  // Close()

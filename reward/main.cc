@@ -39,8 +39,8 @@ int Main(int argc, char** argv) {
   options.http_port = flags->http_port;
   options.setup_engines = SetupEngines;
   RewardReplica replica(std::move(options));
-  const absl::Status status = RunUntilSignal([&replica] { return replica.Run(); },
-                                             [&replica] { replica.Stop(); });
+  const absl::Status status = RunUntilSignal(
+      [&replica] { return replica.Run(); }, [&replica] { replica.Stop(); });
   if (status.ok()) return EndOfRun(*flags);
   LogError("reward replica failed", {{"error", status.ToString()}});
   return ExitCodeFor(status);

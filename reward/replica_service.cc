@@ -64,12 +64,12 @@ absl::Status RewardReplica::Start() {
                         .tls = nullptr}));
   client_.set_own_address(server_->address());
   COX_ASSIGN_OR_RETURN(
-      http_, HttpServer::Start(
-                 {.host = options_.http_host,
-                  .port = options_.http_port,
-                  .ready = [this] { return backend_.Get() != nullptr; },
-                  .metrics = [this] { return Metrics(); },
-                  .pages = {}}));
+      http_,
+      HttpServer::Start({.host = options_.http_host,
+                         .port = options_.http_port,
+                         .ready = [this] { return backend_.Get() != nullptr; },
+                         .metrics = [this] { return Metrics(); },
+                         .pages = {}}));
   COX_ASSIGN_OR_RETURN(const v1::RegisterResponse run, client_.Register());
   const v1::RunConfig config = run.config();
   TraceRecorder::Process().Enable(config.log().trace(),
@@ -147,9 +147,9 @@ absl::Status RewardReplica::HoldModel(const VersionSource& source) {
   } else if (source.model == "reference") {
     slot = ModelSlot::kReference;
   } else {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "assignment.models: expected reward or reference, found '",
-        source.model, "'"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("assignment.models: expected reward or reference, found '",
+                     source.model, "'"));
   }
   if (driver_->Held(slot) == source.content_hash) return absl::OkStatus();
   std::shared_ptr<const Snapshot> snapshot = store_.Get(source.content_hash);

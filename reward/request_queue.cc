@@ -42,9 +42,9 @@ absl::Status RequestQueue::Push(RequestTicket ticket) {
 
 std::optional<RequestQueue::Decision> RequestQueue::Next(
     MonoTime now, const std::map<ModelSlot, std::string>& held) {
-  auto it = std::find_if(
-      tickets_.begin(), tickets_.end(),
-      [now](const RequestTicket& t) { return t.deadline <= now; });
+  auto it =
+      std::find_if(tickets_.begin(), tickets_.end(),
+                   [now](const RequestTicket& t) { return t.deadline <= now; });
   absl::Status verdict;
   if (it != tickets_.end()) {
     verdict = Overdue(*it, held);

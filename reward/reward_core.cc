@@ -19,8 +19,8 @@ std::unique_ptr<Scorer> ChooseScorer(const RewardRules& rules,
 
 }  // namespace
 
-absl::StatusOr<RewardRules> LoadRewardRules(
-    Fs& fs, const RewardRulesOptions& options) {
+absl::StatusOr<RewardRules> LoadRewardRules(Fs& fs,
+                                            const RewardRulesOptions& options) {
   RewardRules rules;
   rules.kind = options.kind;
   if (options.kind == "table") {
@@ -47,8 +47,10 @@ absl::StatusOr<std::vector<ScoreResult>> ScoreSequences(
     COX_ASSIGN_OR_RETURN(results, scorer->Score(inputs));
   } else {
     for (ScoreResult& result : results) {
-      result.reason = absl::StrCat("no reward model was named, and reward.kind "
-                                   "is ", rules.kind);
+      result.reason = absl::StrCat(
+          "no reward model was named, and reward.kind "
+          "is ",
+          rules.kind);
     }
   }
   if (gold && rules.lexicon != nullptr) {

@@ -45,8 +45,8 @@ absl::StatusOr<TokenBatch> MakeSequenceBatch(
   for (size_t i = 0; i < inputs.size(); ++i) {
     const ScoreInput& input = inputs[i];
     Pad(input.prompt_ids, input.response_ids, batch.length, &batch.ids);
-    const size_t first = i * static_cast<size_t>(batch.length) +
-                         input.prompt_ids.size() - 1;
+    const size_t first =
+        i * static_cast<size_t>(batch.length) + input.prompt_ids.size() - 1;
     std::fill_n(batch.scored.begin() + static_cast<int64_t>(first),
                 input.response_ids.size(), uint8_t{1});
     if (instructions) {
@@ -72,8 +72,8 @@ absl::StatusOr<std::vector<std::vector<float>>> ReferenceLogprobs(
   }
   std::vector<std::vector<float>> result;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const size_t first = i * static_cast<size_t>(batch.length) +
-                         inputs[i].prompt_ids.size() - 1;
+    const size_t first =
+        i * static_cast<size_t>(batch.length) + inputs[i].prompt_ids.size() - 1;
     std::vector<float>& row = result.emplace_back();
     for (size_t j = 0; j < inputs[i].response_ids.size(); ++j) {
       const float value = output.logprobs[first + j];

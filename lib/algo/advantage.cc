@@ -102,8 +102,8 @@ std::vector<T> ReturnsToGo(Shape2 shape, std::span<const T> rewards,
 }
 
 template <typename T>
-absl::StatusOr<std::vector<T>> WhitenAdvantages(std::span<const T> x,
-                                                Mask mask, Reducer& reducer) {
+absl::StatusOr<std::vector<T>> WhitenAdvantages(std::span<const T> x, Mask mask,
+                                                Reducer& reducer) {
   COX_ASSIGN_OR_RETURN(Whitened<T> whitened,
                        Whiten(x, mask, WhitenOptions(), reducer));
   return std::move(whitened.out);
@@ -156,8 +156,8 @@ absl::StatusOr<std::vector<T>> GroupAdvantages(const GroupInput<T>& input,
   const Shape2 shape = input.shape;
   COX_RETURN_IF_ERROR(CheckSize("mask", input.mask.size(), shape.size()));
   if (input.kind == GroupEstimator::kReinforcePp) {
-    COX_RETURN_IF_ERROR(CheckMasked("token_rewards", input.token_rewards,
-                                    shape, input.mask));
+    COX_RETURN_IF_ERROR(
+        CheckMasked("token_rewards", input.token_rewards, shape, input.mask));
     const std::vector<T> returns =
         ReturnsToGo(shape, input.token_rewards, input.mask);
     return WhitenAdvantages<T>(returns, input.mask, reducer);
@@ -168,9 +168,8 @@ absl::StatusOr<std::vector<T>> GroupAdvantages(const GroupInput<T>& input,
                                      input.valid, input.eps));
   // A rank without rows is fine in any batch.
   const bool identity = input.rows.empty() && shape.rows > 0;
-  COX_RETURN_IF_ERROR(
-      CheckSize("rows", identity ? sequence.size() : input.rows.size(),
-                shape.rows));
+  COX_RETURN_IF_ERROR(CheckSize(
+      "rows", identity ? sequence.size() : input.rows.size(), shape.rows));
   std::vector<T> advantages(shape.size(), T{0});
   std::vector<uint8_t> trained(input.mask.begin(), input.mask.end());
   for (int64_t b = 0; b < shape.rows; ++b) {
@@ -189,11 +188,10 @@ absl::StatusOr<std::vector<T>> GroupAdvantages(const GroupInput<T>& input,
   return WhitenAdvantages<T>(advantages, trained, reducer);
 }
 
-#define COX_INSTANTIATE(T)                                             \
-  template absl::StatusOr<GaeResult<T>> Gae<T>(                        \
-      Shape2, std::span<const T>, std::span<const T>, Mask, double,    \
-      double);                                                         \
-  template absl::StatusOr<std::vector<T>> GroupAdvantages<T>(          \
+#define COX_INSTANTIATE(T)                                                   \
+  template absl::StatusOr<GaeResult<T>> Gae<T>(                              \
+      Shape2, std::span<const T>, std::span<const T>, Mask, double, double); \
+  template absl::StatusOr<std::vector<T>> GroupAdvantages<T>(                \
       const GroupInput<T>&, Reducer&);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

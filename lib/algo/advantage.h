@@ -50,14 +50,14 @@ absl::StatusOr<std::vector<double>> GroupBaseline(
 template <typename T>
 struct GroupInput {
   GroupEstimator kind = GroupEstimator::kGrpo;
-  Shape2 shape;  // of this rank's rows
-  Mask mask;     // this rank's rows
-  std::span<const double> scores;        // [B global]
-  std::span<const int64_t> group;        // [B global]
-  std::span<const uint8_t> valid;        // [B global]; empty = all valid
-  std::span<const int64_t> rows;         // [B local]; empty = 0..B−1
-  std::span<const T> token_rewards;      // [B, T] local, kReinforcePp only
-  double eps = 1e-6;                     // kGrpo only, >= 0
+  Shape2 shape;                      // of this rank's rows
+  Mask mask;                         // this rank's rows
+  std::span<const double> scores;    // [B global]
+  std::span<const int64_t> group;    // [B global]
+  std::span<const uint8_t> valid;    // [B global]; empty = all valid
+  std::span<const int64_t> rows;     // [B local]; empty = 0..B−1
+  std::span<const T> token_rewards;  // [B, T] local, kReinforcePp only
+  double eps = 1e-6;                 // kGrpo only, >= 0
 };
 // Advantages of this rank's rows, [B, T]. The REINFORCE++ kinds whiten over
 // the masked tokens of valid rows of all ranks (ddof 0, eps 1e-8); the others

@@ -64,9 +64,8 @@ absl::StatusOr<LogprobResult<T>> TokenLogprobs(const LogprobInput<T>& input) {
         CheckMasked("upstream", input.upstream, shape, input.mask));
   }
   if (with_entropy) {
-    COX_RETURN_IF_ERROR(CheckMasked("upstream_entropy",
-                                    input.upstream_entropy, shape,
-                                    input.mask));
+    COX_RETURN_IF_ERROR(CheckMasked("upstream_entropy", input.upstream_entropy,
+                                    shape, input.mask));
   }
   LogprobResult<T> result;
   result.logprob.assign(shape.size(), T{0});
@@ -117,8 +116,7 @@ absl::StatusOr<SftLossResult<T>> SftLoss(Shape2 shape, int64_t vocab,
                                          std::span<const T> logits,
                                          std::span<const int64_t> labels,
                                          double total_tokens) {
-  COX_RETURN_IF_ERROR(
-      CheckSize("logits", logits.size(), shape.size() * vocab));
+  COX_RETURN_IF_ERROR(CheckSize("logits", logits.size(), shape.size() * vocab));
   SftLossResult<T> result;
   COX_ASSIGN_OR_RETURN(result.tokens, CountTargets(shape, labels));
   if (total_tokens < result.tokens) {
@@ -135,8 +133,7 @@ absl::StatusOr<SftLossResult<T>> SftLoss(Shape2 shape, int64_t vocab,
       const std::span<const T> row = logits.subspan(begin, vocab);
       COX_ASSIGN_OR_RETURN(const double log_sum,
                            LogSumExp(row, /*temperature=*/1.0));
-      result.loss +=
-          (log_sum - static_cast<double>(row[label])) / total_tokens;
+      result.loss += (log_sum - static_cast<double>(row[label])) / total_tokens;
       for (int64_t j = 0; j < vocab; ++j) {
         const double p = std::exp(static_cast<double>(row[j]) - log_sum);
         result.grad_logits[begin + j] =
@@ -149,8 +146,8 @@ absl::StatusOr<SftLossResult<T>> SftLoss(Shape2 shape, int64_t vocab,
 
 template <typename T>
 absl::StatusOr<NllLossResult<T>> NllLoss(Shape2 shape,
-                                         std::span<const T> logprobs,
-                                         Mask mask, double total_tokens) {
+                                         std::span<const T> logprobs, Mask mask,
+                                         double total_tokens) {
   COX_RETURN_IF_ERROR(CheckSize("mask", mask.size(), shape.size()));
   COX_RETURN_IF_ERROR(CheckMasked("logprob", logprobs, shape, mask));
   COX_RETURN_IF_ERROR(CheckNotNegative("total_tokens", total_tokens));
@@ -168,14 +165,13 @@ absl::StatusOr<NllLossResult<T>> NllLoss(Shape2 shape,
   return result;
 }
 
-#define COX_INSTANTIATE(T)                                                  \
-  template absl::StatusOr<double> LogSumExp<T>(std::span<const T>, double); \
-  template absl::StatusOr<LogprobResult<T>> TokenLogprobs<T>(               \
-      const LogprobInput<T>&);                                              \
-  template absl::StatusOr<SftLossResult<T>> SftLoss<T>(                     \
-      Shape2, int64_t, std::span<const T>, std::span<const int64_t>,        \
-      double);                                                              \
-  template absl::StatusOr<NllLossResult<T>> NllLoss<T>(                     \
+#define COX_INSTANTIATE(T)                                                    \
+  template absl::StatusOr<double> LogSumExp<T>(std::span<const T>, double);   \
+  template absl::StatusOr<LogprobResult<T>> TokenLogprobs<T>(                 \
+      const LogprobInput<T>&);                                                \
+  template absl::StatusOr<SftLossResult<T>> SftLoss<T>(                       \
+      Shape2, int64_t, std::span<const T>, std::span<const int64_t>, double); \
+  template absl::StatusOr<NllLossResult<T>> NllLoss<T>(                       \
       Shape2, std::span<const T>, Mask, double);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

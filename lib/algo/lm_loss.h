@@ -20,9 +20,9 @@ absl::StatusOr<double> LogSumExp(std::span<const T> row, double temperature);
 
 template <typename T>
 struct LogprobInput {
-  Shape2 shape;               // [B, T]
-  int64_t vocab = 0;          // V
-  std::span<const T> logits;  // [B, T, V]; logits[b, t] score ids[b, t]
+  Shape2 shape;                  // [B, T]
+  int64_t vocab = 0;             // V
+  std::span<const T> logits;     // [B, T, V]; logits[b, t] score ids[b, t]
   std::span<const int64_t> ids;  // [B, T], in [0, V) under mask 1
   Mask mask;
   double temperature = 1;               // > 0
@@ -67,8 +67,8 @@ struct NllLossResult {
 // The same loss on log-probs that a model has already computed (SFT, ptx).
 template <typename T>
 absl::StatusOr<NllLossResult<T>> NllLoss(Shape2 shape,
-                                         std::span<const T> logprobs,
-                                         Mask mask, double total_tokens);
+                                         std::span<const T> logprobs, Mask mask,
+                                         double total_tokens);
 
 }  // namespace cox
 

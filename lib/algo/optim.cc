@@ -183,7 +183,7 @@ void EmaUpdate(double decay, std::span<T> shadow, std::span<const T> params) {
 }
 
 bool HasWeightDecay(std::string_view name, std::span<const int64_t> shape) {
-  if (shape.size() < 2) return false;  // biases, norm weights
+  if (shape.size() < 2) return false;                    // biases, norm weights
   if (shape.size() == 2 && shape[0] == 1) return false;  // scalar heads
   // Components between dots: "embed_tokens", "embed_positions", "wte", "wpe".
   while (!name.empty()) {
@@ -199,14 +199,14 @@ bool HasWeightDecay(std::string_view name, std::span<const int64_t> shape) {
   return true;
 }
 
-#define COX_INSTANTIATE(T)                                                  \
-  template AdamFactors<T> AdamFactorsOf<T>(const AdamOptions&,              \
-                                           const AdamStep&);                \
-  template void AdamUpdate<T>(const AdamOptions&, const AdamStep&,          \
-                              std::span<T>, std::span<const T>,             \
-                              std::span<T>, std::span<T>);                  \
-  template double SquaredNorm<T>(std::span<const T>);                       \
-  template double GlobalNorm<T>(std::span<const std::span<const T>>);       \
+#define COX_INSTANTIATE(T)                                                    \
+  template AdamFactors<T> AdamFactorsOf<T>(const AdamOptions&,                \
+                                           const AdamStep&);                  \
+  template void AdamUpdate<T>(const AdamOptions&, const AdamStep&,            \
+                              std::span<T>, std::span<const T>, std::span<T>, \
+                              std::span<T>);                                  \
+  template double SquaredNorm<T>(std::span<const T>);                         \
+  template double GlobalNorm<T>(std::span<const std::span<const T>>);         \
   template void EmaUpdate<T>(double, std::span<T>, std::span<const T>);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

@@ -18,10 +18,10 @@ absl::StatusOr<LrKind> ParseLrKind(std::string_view name);
 
 struct LrSchedule {
   LrKind kind = LrKind::kConstant;
-  double peak = 0;          // >= 0
-  int64_t total = 1;        // N > 0 (kConstant: not used)
-  double floor = 0;         // kCosine: fraction of peak, in [0, 1]
-  int64_t warmup = 0;       // W >= 0
+  double peak = 0;            // >= 0
+  int64_t total = 1;          // N > 0 (kConstant: not used)
+  double floor = 0;           // kCosine: fraction of peak, in [0, 1]
+  int64_t warmup = 0;         // W >= 0
   double warmup_start = 0.1;  // in [0, 1]
   absl::Status Validate() const;
   // Learning rate of step k >= 0: peak · warm · decay(min(k/N, 1)).
@@ -44,7 +44,7 @@ struct AdamOptions {
 };
 
 struct AdamStep {
-  int64_t step = 1;       // t >= 1: this update's number
+  int64_t step = 1;  // t >= 1: this update's number
   double lr = 0;
   double grad_scale = 1;  // from ClipScale; multiplies every gradient
   bool decay = true;      // false: this range has no weight decay
@@ -53,12 +53,12 @@ struct AdamStep {
 // Everything of one update that does not depend on the element.
 template <typename T>
 struct AdamFactors {
-  T keep;          // 1 − lr·wd
+  T keep;  // 1 − lr·wd
   T beta1, beta2;
   T take1, take2;  // 1 − β
   T grad_scale;
-  T root_scale;    // multiplies √v
-  T rate;          // multiplies m/(√v·root_scale + eps)
+  T root_scale;  // multiplies √v
+  T rate;        // multiplies m/(√v·root_scale + eps)
   T eps;
 };
 template <typename T>

@@ -18,8 +18,7 @@ struct Ratio {
   bool inside = true;
 };
 Ratio RatioOf(double log_ratio) {
-  const double bounded =
-      std::clamp(log_ratio, -kLogRatioBound, kLogRatioBound);
+  const double bounded = std::clamp(log_ratio, -kLogRatioBound, kLogRatioBound);
   return {std::exp(bounded), bounded == log_ratio};
 }
 
@@ -35,8 +34,7 @@ TokenLoss ClippedLoss(double advantage, Ratio u,
                       const PolicyLossOptions& options) {
   const double plain = -advantage * u.value;
   const double capped =
-      -advantage *
-      std::clamp(u.value, 1 - options.eps_lo, 1 + options.eps_hi);
+      -advantage * std::clamp(u.value, 1 - options.eps_lo, 1 + options.eps_hi);
   TokenLoss token;
   token.clipped = capped > plain;
   token.loss = token.clipped ? capped : plain;
@@ -45,8 +43,7 @@ TokenLoss ClippedLoss(double advantage, Ratio u,
   return token;
 }
 
-TokenLoss PpoLoss(double advantage, Ratio u,
-                  const PolicyLossOptions& options) {
+TokenLoss PpoLoss(double advantage, Ratio u, const PolicyLossOptions& options) {
   TokenLoss token = ClippedLoss(advantage, u, options);
   if (options.dual_clip && advantage < 0) {
     const double bound = -advantage * *options.dual_clip;
@@ -247,8 +244,7 @@ absl::Status CheckInput(const PolicyLossInput<T>& input,
       CheckMasked("logprob", input.policy_logprobs, shape, mask));
   COX_RETURN_IF_ERROR(
       CheckMasked("old_logprob", input.clip_logprobs, shape, mask));
-  COX_RETURN_IF_ERROR(
-      CheckMasked("advantages", input.advantages, shape, mask));
+  COX_RETURN_IF_ERROR(CheckMasked("advantages", input.advantages, shape, mask));
   const bool needs_behaviour = options.is_mode != IsMode::kNone ||
                                options.off_policy_delta.has_value() ||
                                options.kind == PolicyLossKind::kProbDiff;
@@ -267,9 +263,9 @@ absl::Status CheckInput(const PolicyLossInput<T>& input,
 absl::Status CheckGspoRow(const Row& row, int64_t b) {
   for (const double a : row.advantage) {
     if (a != row.advantage[0]) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "advantages: gspo wants one value per sequence, row ", b,
-          " has several"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("advantages: gspo wants one value per sequence, row ", b,
+                       " has several"));
     }
   }
   return absl::OkStatus();
@@ -393,9 +389,8 @@ absl::StatusOr<PolicyLossResult<T>> PolicyLoss(
     grad.assign(row.size(), 0.0);
     for (size_t i = 0; i < row.size() && !dropped; ++i) {
       // kProbDiff has its importance ratio inside the loss already.
-      const double w = options.kind == PolicyLossKind::kProbDiff
-                           ? 1.0
-                           : is_weights.used[i];
+      const double w =
+          options.kind == PolicyLossKind::kProbDiff ? 1.0 : is_weights.used[i];
       weight[i] = agg_weight[row.index[i]] * w;
     }
     result.loss += RowLoss(row, weight, options, &grad, &result.sums);
@@ -456,12 +451,12 @@ absl::StatusOr<std::vector<T>> ProxInterpolate(
   return prox;
 }
 
-#define COX_INSTANTIATE(T)                                                \
-  template absl::StatusOr<PolicyLossResult<T>> PolicyLoss<T>(             \
-      const PolicyLossInput<T>&, const PolicyLossOptions&,                \
-      const LossNormalizer&);                                             \
-  template absl::StatusOr<std::vector<T>> ProxInterpolate<T>(             \
-      Shape2, std::span<const T>, std::span<const T>, Mask,               \
+#define COX_INSTANTIATE(T)                                    \
+  template absl::StatusOr<PolicyLossResult<T>> PolicyLoss<T>( \
+      const PolicyLossInput<T>&, const PolicyLossOptions&,    \
+      const LossNormalizer&);                                 \
+  template absl::StatusOr<std::vector<T>> ProxInterpolate<T>( \
+      Shape2, std::span<const T>, std::span<const T>, Mask,   \
       const ProxVersions&);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

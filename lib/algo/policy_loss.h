@@ -57,10 +57,10 @@ struct PolicyLossOptions {
 template <typename T>
 struct PolicyLossInput {
   Shape2 shape;
-  std::span<const T> policy_logprobs;     // ℓθ, current, with gradient
-  std::span<const T> clip_logprobs;       // clip centre: ℓ_beh if synchronous,
-                                          // ℓ_prox if decoupled
-  std::span<const T> advantages;          // kGspo: constant within a row
+  std::span<const T> policy_logprobs;  // ℓθ, current, with gradient
+  std::span<const T> clip_logprobs;    // clip centre: ℓ_beh if synchronous,
+                                       // ℓ_prox if decoupled
+  std::span<const T> advantages;       // kGspo: constant within a row
   Mask mask;
   std::span<const T> behaviour_logprobs;  // empty: no correction (w = 1)
   std::span<const T> reference_logprobs;  // needed by kl_loss only

@@ -29,10 +29,10 @@ absl::StatusOr<LogRatios> SumLogRatios(std::string_view side,
   const std::string prefix(side);
   COX_RETURN_IF_ERROR(
       CheckSize(prefix + ".mask", c.mask.size(), c.shape.size()));
-  COX_RETURN_IF_ERROR(CheckMasked(prefix + ".logprob", c.policy_logprobs,
+  COX_RETURN_IF_ERROR(
+      CheckMasked(prefix + ".logprob", c.policy_logprobs, c.shape, c.mask));
+  COX_RETURN_IF_ERROR(CheckMasked(prefix + ".ref_logprob", c.reference_logprobs,
                                   c.shape, c.mask));
-  COX_RETURN_IF_ERROR(CheckMasked(prefix + ".ref_logprob",
-                                  c.reference_logprobs, c.shape, c.mask));
   LogRatios ratios;
   for (int64_t b = 0; b < c.shape.rows; ++b) {
     double sum = 0;
@@ -128,8 +128,7 @@ absl::StatusOr<PreferenceResult<T>> PreferenceLoss(
     correct += result.reward_chosen[b] > result.reward_rejected[b];
   }
   if (pairs > 0) {
-    result.accuracy =
-        static_cast<double>(correct) / static_cast<double>(pairs);
+    result.accuracy = static_cast<double>(correct) / static_cast<double>(pairs);
   }
   return result;
 }
@@ -161,8 +160,7 @@ absl::StatusOr<KtoResult<T>> KtoLoss(const KtoInput<T>& input, double z0,
       CheckSize("ref_logprob", input.reference_logprobs.size(), n));
   COX_RETURN_IF_ERROR(CheckSize("desirable", input.desirable.size(), n));
   COX_RETURN_IF_ERROR(CheckAllFinite("logprob", input.policy_logprobs));
-  COX_RETURN_IF_ERROR(
-      CheckAllFinite("ref_logprob", input.reference_logprobs));
+  COX_RETURN_IF_ERROR(CheckAllFinite("ref_logprob", input.reference_logprobs));
   COX_RETURN_IF_ERROR(CheckNotNegative("z0", z0));
   COX_RETURN_IF_ERROR(CheckPositive("beta", options.beta));
   COX_RETURN_IF_ERROR(CheckNotNegative("lambda_d", options.lambda_d));
@@ -186,15 +184,14 @@ absl::StatusOr<KtoResult<T>> KtoLoss(const KtoInput<T>& input, double z0,
   return result;
 }
 
-#define COX_INSTANTIATE(T)                                                \
-  template absl::StatusOr<PreferenceResult<T>> PreferenceLoss<T>(         \
-      const CompletionLogprobs<T>&, const CompletionLogprobs<T>&,         \
-      const PreferenceOptions&, std::optional<double>);                   \
-  template absl::StatusOr<double> KtoReferencePoint<T>(                   \
-      std::span<const T>, std::span<const T>);                            \
-  template absl::StatusOr<KtoResult<T>> KtoLoss<T>(                       \
-      const KtoInput<T>&, double, const KtoOptions&,                      \
-      std::optional<double>);
+#define COX_INSTANTIATE(T)                                                  \
+  template absl::StatusOr<PreferenceResult<T>> PreferenceLoss<T>(           \
+      const CompletionLogprobs<T>&, const CompletionLogprobs<T>&,           \
+      const PreferenceOptions&, std::optional<double>);                     \
+  template absl::StatusOr<double> KtoReferencePoint<T>(std::span<const T>,  \
+                                                       std::span<const T>); \
+  template absl::StatusOr<KtoResult<T>> KtoLoss<T>(                         \
+      const KtoInput<T>&, double, const KtoOptions&, std::optional<double>);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)
 #undef COX_INSTANTIATE

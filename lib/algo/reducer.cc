@@ -23,8 +23,8 @@ absl::StatusOr<std::vector<double>> GatherRows(std::span<const double> local,
   std::vector<double> all(total, 0.0);
   for (size_t i = 0; i < rows.size(); ++i) {
     if (rows[i] < 0 || rows[i] >= total) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "rows: index ", rows[i], " outside [0, ", total, ")"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("rows: index ", rows[i], " outside [0, ", total, ")"));
     }
     all[rows[i]] = local[i];
   }

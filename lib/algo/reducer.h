@@ -42,8 +42,7 @@ absl::StatusOr<std::vector<double>> GatherSlots(std::span<const double> local,
 // ("rows") if an index is out of range.
 absl::StatusOr<std::vector<double>> GatherRows(std::span<const double> local,
                                                std::span<const int64_t> rows,
-                                               int64_t total,
-                                               Reducer& reducer);
+                                               int64_t total, Reducer& reducer);
 
 }  // namespace cox
 

@@ -45,10 +45,11 @@ int64_t CountRankedPrompts(std::span<const int64_t> ranks,
 }
 
 template <typename T>
-absl::StatusOr<RmLossResult<T>> RmPairwiseLoss(
-    std::span<const T> scores, std::span<const int64_t> ranks,
-    std::span<const int64_t> sizes, const RmPairwiseOptions& options,
-    std::optional<double> total) {
+absl::StatusOr<RmLossResult<T>> RmPairwiseLoss(std::span<const T> scores,
+                                               std::span<const int64_t> ranks,
+                                               std::span<const int64_t> sizes,
+                                               const RmPairwiseOptions& options,
+                                               std::optional<double> total) {
   int64_t completions = 0;
   for (const int64_t size : sizes) {
     COX_RETURN_IF_ERROR(CheckNotNegative("sizes", static_cast<double>(size)));
@@ -64,8 +65,7 @@ absl::StatusOr<RmLossResult<T>> RmPairwiseLoss(
 
   RmLossResult<T> result;
   result.prompts = CountRankedPrompts(ranks, sizes);
-  const double prompts =
-      total ? *total : static_cast<double>(result.prompts);
+  const double prompts = total ? *total : static_cast<double>(result.prompts);
   std::vector<double> grad(completions, 0.0);
   int64_t begin = 0;
   for (const int64_t size : sizes) {
@@ -90,8 +90,8 @@ absl::StatusOr<RmLossResult<T>> RmPairwiseLoss(
   }
   result.grad.assign(grad.begin(), grad.end());
   if (result.pairs > 0) {
-    result.accuracy = static_cast<double>(result.correct) /
-                      static_cast<double>(result.pairs);
+    result.accuracy =
+        static_cast<double>(result.correct) / static_cast<double>(result.pairs);
   }
   return result;
 }
@@ -113,12 +113,10 @@ absl::StatusOr<RmLossResult<T>> RmBestOfLoss(Shape2 shape,
       return absl::InvalidArgumentError(absl::StrCat(
           "best: index ", best[p], " outside [0, ", shape.cols, ")"));
     }
-    const std::span<const T> row =
-        scores.subspan(p * shape.cols, shape.cols);
+    const std::span<const T> row = scores.subspan(p * shape.cols, shape.cols);
     COX_ASSIGN_OR_RETURN(const double log_sum,
                          LogSumExp(row, /*temperature=*/1.0));
-    result.loss +=
-        (log_sum - static_cast<double>(row[best[p]])) / prompts;
+    result.loss += (log_sum - static_cast<double>(row[best[p]])) / prompts;
     for (int64_t k = 0; k < shape.cols; ++k) {
       const double p_k = std::exp(static_cast<double>(row[k]) - log_sum);
       result.grad[p * shape.cols + k] =
@@ -128,19 +126,18 @@ absl::StatusOr<RmLossResult<T>> RmBestOfLoss(Shape2 shape,
         std::max_element(row.begin(), row.end()) - row.begin() == best[p];
   }
   if (shape.rows > 0) {
-    result.accuracy = static_cast<double>(result.correct) /
-                      static_cast<double>(shape.rows);
+    result.accuracy =
+        static_cast<double>(result.correct) / static_cast<double>(shape.rows);
   }
   return result;
 }
 
-#define COX_INSTANTIATE(T)                                               \
-  template absl::StatusOr<RmLossResult<T>> RmPairwiseLoss<T>(            \
-      std::span<const T>, std::span<const int64_t>,                      \
-      std::span<const int64_t>, const RmPairwiseOptions&,                \
-      std::optional<double>);                                            \
-  template absl::StatusOr<RmLossResult<T>> RmBestOfLoss<T>(              \
-      Shape2, std::span<const T>, std::span<const int64_t>,              \
+#define COX_INSTANTIATE(T)                                                    \
+  template absl::StatusOr<RmLossResult<T>> RmPairwiseLoss<T>(                 \
+      std::span<const T>, std::span<const int64_t>, std::span<const int64_t>, \
+      const RmPairwiseOptions&, std::optional<double>);                       \
+  template absl::StatusOr<RmLossResult<T>> RmBestOfLoss<T>(                   \
+      Shape2, std::span<const T>, std::span<const int64_t>,                   \
       std::optional<double>);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

@@ -27,8 +27,8 @@ struct RmLossResult {
                           // argmax (lowest index on ties)
   double margin_sum = 0;  // Σ (r_w − r_l) over pairs
   int64_t correct = 0;
-  int64_t pairs = 0;      // after dropping ties; 0 for best-of
-  int64_t prompts = 0;    // that count in the mean
+  int64_t pairs = 0;    // after dropping ties; 0 for best-of
+  int64_t prompts = 0;  // that count in the mean
 };
 
 // `sizes[p]` completions of prompt p follow each other in `scores` and

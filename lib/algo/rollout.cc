@@ -157,10 +157,9 @@ absl::StatusOr<ShapedRewards<T>> ShapeRewards(
   if (!input.finish.empty()) {
     COX_RETURN_IF_ERROR(CheckSize("finish", input.finish.size(), shape.rows));
   }
-  COX_ASSIGN_OR_RETURN(
-      KlEstimated<T> kl,
-      EstimateKl(shape, input.logprob, input.ref_logprob, input.mask,
-                 options.kl));
+  COX_ASSIGN_OR_RETURN(KlEstimated<T> kl,
+                       EstimateKl(shape, input.logprob, input.ref_logprob,
+                                  input.mask, options.kl));
   ShapedRewards<T> result;
   result.kl_sum = std::move(kl.sum);
   result.value_mask.assign(input.mask.begin(), input.mask.end());
@@ -214,8 +213,7 @@ absl::StatusOr<RewardNormalizer> FitRewardNormalizer(
 
 absl::StatusOr<double> OverlongPenalty(int64_t length, int64_t l_max,
                                        int64_t l_cache) {
-  COX_RETURN_IF_ERROR(
-      CheckNotNegative("lengths", static_cast<double>(length)));
+  COX_RETURN_IF_ERROR(CheckNotNegative("lengths", static_cast<double>(length)));
   COX_RETURN_IF_ERROR(CheckNotNegative("l_max", static_cast<double>(l_max)));
   COX_RETURN_IF_ERROR(CheckPositive("l_cache", static_cast<double>(l_cache)));
   const int64_t free = l_max - l_cache;
@@ -226,13 +224,12 @@ absl::StatusOr<double> OverlongPenalty(int64_t length, int64_t l_max,
 
 absl::StatusOr<std::vector<uint8_t>> DynamicFilter(
     std::span<const double> metric, std::span<const int64_t> group) {
-  COX_RETURN_IF_ERROR(CheckSize("group", group.size(),
-                                static_cast<int64_t>(metric.size())));
+  COX_RETURN_IF_ERROR(
+      CheckSize("group", group.size(), static_cast<int64_t>(metric.size())));
   COX_RETURN_IF_ERROR(CheckAllFinite("metric", metric));
   std::map<int64_t, std::pair<double, double>> range;
   for (size_t i = 0; i < metric.size(); ++i) {
-    const auto [it, added] =
-        range.try_emplace(group[i], metric[i], metric[i]);
+    const auto [it, added] = range.try_emplace(group[i], metric[i], metric[i]);
     if (added) continue;
     it->second.first = std::min(it->second.first, metric[i]);
     it->second.second = std::max(it->second.second, metric[i]);
@@ -267,10 +264,10 @@ absl::Status KlController::Update(double kl, double n) {
   return absl::OkStatus();
 }
 
-#define COX_INSTANTIATE(T)                                                  \
-  template absl::StatusOr<KlEstimated<T>> EstimateKl<T>(                    \
-      Shape2, std::span<const T>, std::span<const T>, Mask, KlKind, bool);  \
-  template absl::StatusOr<ShapedRewards<T>> ShapeRewards<T>(                \
+#define COX_INSTANTIATE(T)                                                 \
+  template absl::StatusOr<KlEstimated<T>> EstimateKl<T>(                   \
+      Shape2, std::span<const T>, std::span<const T>, Mask, KlKind, bool); \
+  template absl::StatusOr<ShapedRewards<T>> ShapeRewards<T>(               \
       const RewardInput<T>&, const ShapeRewardsOptions&);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

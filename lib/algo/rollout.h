@@ -84,8 +84,8 @@ struct RewardInput {
   std::span<const T> logprob;      // proximal, [B, T]
   std::span<const T> ref_logprob;  // [B, T]
   Mask mask;
-  std::span<const T> scores;               // [B]; rows without mask: not read
-  std::span<const FinishReason> finish;    // [B]; empty = all kStop
+  std::span<const T> scores;             // [B]; rows without mask: not read
+  std::span<const FinishReason> finish;  // [B]; empty = all kStop
 };
 template <typename T>
 struct ShapedRewards {

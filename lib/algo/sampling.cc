@@ -11,7 +11,8 @@ namespace {
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
 absl::Status CheckId(std::string_view name, int64_t id, int64_t vocab) {
-  if (id >= 0 && id < vocab) [[likely]] return absl::OkStatus();
+  if (id >= 0 && id < vocab) [[likely]]
+    return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       std::string(name), ": id ", id, " outside the vocabulary of ", vocab));
 }
@@ -25,8 +26,7 @@ absl::Status SamplingOptions::Validate() const {
     return OutOfRange("top_p", top_p, "must be in (0, 1]");
   }
   COX_RETURN_IF_ERROR(CheckRange("min_p", min_p, 0, 1));
-  COX_RETURN_IF_ERROR(
-      CheckPositive("repetition_penalty", repetition_penalty));
+  COX_RETURN_IF_ERROR(CheckPositive("repetition_penalty", repetition_penalty));
   COX_RETURN_IF_ERROR(
       CheckNotNegative("min_new_tokens", static_cast<double>(min_new_tokens)));
   for (const int64_t id : forbid_ids) {

@@ -63,13 +63,13 @@ class TokenSampler {
   void Normalise();
   void KeepOnlyArgmax();
 
-  std::vector<double> scaled_;    // (z − max)/τ, −inf = removed
-  std::vector<double> weight_;    // exp(scaled), 0 = removed
-  std::vector<double> order_;     // scratch of top-k
-  std::vector<int64_t> ids_;      // scratch of top-p
-  std::vector<uint32_t> seen_;    // stamp per id, for distinct context tokens
+  std::vector<double> scaled_;  // (z − max)/τ, −inf = removed
+  std::vector<double> weight_;  // exp(scaled), 0 = removed
+  std::vector<double> order_;   // scratch of top-k
+  std::vector<int64_t> ids_;    // scratch of top-p
+  std::vector<uint32_t> seen_;  // stamp per id, for distinct context tokens
   uint32_t stamp_ = 0;
-  double total_ = 0;              // Σ weight in id order
+  double total_ = 0;  // Σ weight in id order
   double log_total_ = 0;
   int64_t last_kept_ = 0;
 };

@@ -6,9 +6,8 @@ namespace cox {
 
 absl::Status CheckSize(std::string_view name, size_t size, int64_t expected) {
   if (static_cast<int64_t>(size) == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(std::string(name), ": expected ", expected,
-                   " elements, found ", size));
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(name), ": expected ", expected, " elements, found ", size));
 }
 
 absl::Status OutOfRange(std::string_view name, double value,

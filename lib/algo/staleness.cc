@@ -10,8 +10,7 @@ absl::StatusOr<int64_t> StalenessCapacity(const StalenessState& state) {
     return CheckNotNegative(name, static_cast<double>(value));
   };
   COX_RETURN_IF_ERROR(not_negative("eta_max", state.eta_max));
-  COX_RETURN_IF_ERROR(
-      CheckPositive("batch", static_cast<double>(state.batch)));
+  COX_RETURN_IF_ERROR(CheckPositive("batch", static_cast<double>(state.batch)));
   COX_RETURN_IF_ERROR(not_negative("version", state.version));
   COX_RETURN_IF_ERROR(not_negative("accepted", state.accepted));
   COX_RETURN_IF_ERROR(not_negative("running", state.running));
@@ -27,17 +26,16 @@ absl::StatusOr<int64_t> StalenessCapacity(const StalenessState& state) {
   capacity = std::max<int64_t>(capacity - state.running, 0);
   if (state.max_concurrent) {
     COX_RETURN_IF_ERROR(not_negative("max_concurrent", *state.max_concurrent));
-    capacity = std::min(capacity, std::max<int64_t>(
-                                      *state.max_concurrent - state.running,
-                                      0));
+    capacity = std::min(
+        capacity, std::max<int64_t>(*state.max_concurrent - state.running, 0));
   }
   return capacity;
 }
 
 absl::StatusOr<int64_t> SampleStaleness(
     int64_t trainer_version, std::span<const int64_t> token_versions) {
-  COX_RETURN_IF_ERROR(CheckNotNegative(
-      "trainer_version", static_cast<double>(trainer_version)));
+  COX_RETURN_IF_ERROR(CheckNotNegative("trainer_version",
+                                       static_cast<double>(trainer_version)));
   int64_t oldest = trainer_version;
   for (const int64_t version : token_versions) {
     if (version < 0 || version > trainer_version) {

@@ -151,9 +151,9 @@ absl::StatusOr<std::vector<double>> TokenWeights(
   if (normalizer.tokens < local.tokens ||
       normalizer.sequences < local.sequences) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "normalizer: ", normalizer.tokens, " tokens and ",
-        normalizer.sequences, " sequences are fewer than the mask's ",
-        local.tokens, " and ", local.sequences));
+        "normalizer: ", normalizer.tokens, " tokens and ", normalizer.sequences,
+        " sequences are fewer than the mask's ", local.tokens, " and ",
+        local.sequences));
   }
   std::vector<double> weight(shape.size(), 0.0);
   for (int64_t b = 0; b < shape.rows; ++b) {
@@ -249,12 +249,11 @@ absl::StatusOr<double> DistinctN(
   return static_cast<double>(distinct.size()) / static_cast<double>(total);
 }
 
-#define COX_INSTANTIATE(T)                                                  \
-  template absl::StatusOr<MeanCount> MaskedMean<T>(std::span<const T>,      \
-                                                   Mask);                   \
-  template absl::StatusOr<Whitened<T>> Whiten<T>(                           \
-      std::span<const T>, Mask, const WhitenOptions&, Reducer&);            \
-  template absl::StatusOr<Aggregated> Aggregate<T>(                         \
+#define COX_INSTANTIATE(T)                                                    \
+  template absl::StatusOr<MeanCount> MaskedMean<T>(std::span<const T>, Mask); \
+  template absl::StatusOr<Whitened<T>> Whiten<T>(                             \
+      std::span<const T>, Mask, const WhitenOptions&, Reducer&);              \
+  template absl::StatusOr<Aggregated> Aggregate<T>(                           \
       Shape2, std::span<const T>, Mask, LossAgg, const LossNormalizer&);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

@@ -95,7 +95,7 @@ absl::StatusOr<Aggregated> Aggregate(Shape2 shape, std::span<const T> loss,
 // Percentile bootstrap interval of the mean. Draws come from
 // CounterRng(seed, "bootstrap"): equal inputs give equal intervals.
 struct BootstrapOptions {
-  double level = 0.95;      // in (0, 1)
+  double level = 0.95;       // in (0, 1)
   int64_t resamples = 2000;  // >= 1
   uint64_t seed = 0;
 };

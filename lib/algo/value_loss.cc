@@ -36,9 +36,9 @@ ValueMetrics ValueLossSums::Finish() const {
 }
 
 template <typename T>
-absl::StatusOr<ValueLossResult<T>> ValueLoss(
-    const ValueLossInput<T>& input, const ValueLossOptions& options,
-    const LossNormalizer& normalizer) {
+absl::StatusOr<ValueLossResult<T>> ValueLoss(const ValueLossInput<T>& input,
+                                             const ValueLossOptions& options,
+                                             const LossNormalizer& normalizer) {
   const Shape2 shape = input.shape;
   const Mask mask = input.mask;
   COX_RETURN_IF_ERROR(CheckSize("mask", mask.size(), shape.size()));
@@ -84,9 +84,9 @@ absl::StatusOr<ValueLossResult<T>> ValueLoss(
   return result;
 }
 
-#define COX_INSTANTIATE(T)                                     \
-  template absl::StatusOr<ValueLossResult<T>> ValueLoss<T>(    \
-      const ValueLossInput<T>&, const ValueLossOptions&,       \
+#define COX_INSTANTIATE(T)                                  \
+  template absl::StatusOr<ValueLossResult<T>> ValueLoss<T>( \
+      const ValueLossInput<T>&, const ValueLossOptions&,    \
       const LossNormalizer&);
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)

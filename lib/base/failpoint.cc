@@ -1,5 +1,7 @@
 #include "lib/base/failpoint.h"
 
+#include <unistd.h>
+
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
@@ -7,8 +9,6 @@
 #include <map>
 #include <string>
 #include <vector>
-
-#include <unistd.h>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -20,24 +20,15 @@ namespace cox {
 namespace {
 
 constexpr FailpointName kKillFailpoints[] = {
-    {"actor", "actor.loaded"},
-    {"actor", "actor.generated"},
-    {"actor", "actor.scored"},
-    {"actor", "actor.submitted"},
-    {"reward", "reward.received"},
-    {"reward", "reward.scored"},
-    {"coordinator", "segment.appended"},
-    {"coordinator", "segment.synced"},
-    {"coordinator", "ledger.decided"},
-    {"coordinator", "ledger.committed"},
-    {"coordinator", "ledger.replied"},
-    {"coordinator", "endpoints.written"},
-    {"learner", "learner.trained"},
-    {"learner", "checkpoint.written"},
-    {"learner", "checkpoint.renamed"},
-    {"learner", "checkpoint.verified"},
-    {"learner", "learner.committed"},
-    {"learner", "learner.published"},
+    {"actor", "actor.loaded"},           {"actor", "actor.generated"},
+    {"actor", "actor.scored"},           {"actor", "actor.submitted"},
+    {"reward", "reward.received"},       {"reward", "reward.scored"},
+    {"coordinator", "segment.appended"}, {"coordinator", "segment.synced"},
+    {"coordinator", "ledger.decided"},   {"coordinator", "ledger.committed"},
+    {"coordinator", "ledger.replied"},   {"coordinator", "endpoints.written"},
+    {"learner", "learner.trained"},      {"learner", "checkpoint.written"},
+    {"learner", "checkpoint.renamed"},   {"learner", "checkpoint.verified"},
+    {"learner", "learner.committed"},    {"learner", "learner.published"},
 };
 
 struct Spec {
@@ -131,8 +122,8 @@ FailAction HitFailpoint(std::string_view name) {
 std::span<const FailpointName> KillFailpoints() { return kKillFailpoints; }
 
 absl::Status FailpointStatus(std::string_view name) {
-  const std::string text = absl::StrCat(
-      absl::string_view(name.data(), name.size()), ": failpoint");
+  const std::string text =
+      absl::StrCat(absl::string_view(name.data(), name.size()), ": failpoint");
   switch (HitFailpoint(name)) {
     case FailAction::kEnospc:
       return absl::ResourceExhaustedError(text);

@@ -433,8 +433,7 @@ bool FaultFs::Exists(const std::string& path) {
   return impl_->Find(path) != nullptr;
 }
 
-absl::StatusOr<std::vector<std::string>> FaultFs::List(
-    const std::string& dir) {
+absl::StatusOr<std::vector<std::string>> FaultFs::List(const std::string& dir) {
   MutexLock lock(&impl_->mutex);
   const NodePtr node = impl_->Find(dir);
   if (node == nullptr || !node->is_dir) return NotFound("list", dir);

@@ -35,8 +35,7 @@ class RandomFile {
  public:
   virtual ~RandomFile() = default;
   // At most `length` bytes: fewer at the end of the file.
-  virtual absl::StatusOr<std::string> Read(uint64_t offset,
-                                           size_t length) = 0;
+  virtual absl::StatusOr<std::string> Read(uint64_t offset, size_t length) = 0;
   virtual absl::Status Write(uint64_t offset, std::string_view data) = 0;
   virtual absl::Status Truncate(uint64_t size) = 0;
   virtual absl::Status Sync() = 0;

@@ -93,9 +93,9 @@ class PosixWritableFile : public WritableFile {
 
  private:
   absl::Status Closed(std::string_view operation) const {
-    return absl::InternalError(absl::StrCat(
-        absl::string_view(operation.data(), operation.size()), " ", path_,
-        ": file is closed"));
+    return absl::InternalError(
+        absl::StrCat(absl::string_view(operation.data(), operation.size()), " ",
+                     path_, ": file is closed"));
   }
 
   const std::string path_;
@@ -120,9 +120,9 @@ absl::Status ReadFully(int fd, const std::string& path, uint64_t offset,
       return ErrnoStatus(errno, "read", path);
     }
     if (n == 0) {
-      return absl::OutOfRangeError(
-          absl::StrCat("read ", path, ": wanted ", out.size(), " bytes at ",
-                       offset, ", found ", done));
+      return absl::OutOfRangeError(absl::StrCat("read ", path, ": wanted ",
+                                                out.size(), " bytes at ",
+                                                offset, ", found ", done));
     }
     done += static_cast<size_t>(n);
   }
@@ -168,9 +168,9 @@ class PosixFs : public Fs {
     COX_ASSIGN_OR_RETURN(const uint64_t size, RegularFileSize(fd.get(), path));
     // Before any allocation: `length` may come from a damaged header.
     if (offset > size || length > size - offset) {
-      return absl::OutOfRangeError(
-          absl::StrCat("read ", path, ": wanted ", length, " bytes at ",
-                       offset, ", the file has ", size));
+      return absl::OutOfRangeError(absl::StrCat("read ", path, ": wanted ",
+                                                length, " bytes at ", offset,
+                                                ", the file has ", size));
     }
     std::string data(static_cast<size_t>(length), '\0');
     COX_RETURN_IF_ERROR(ReadFully(fd.get(), path, offset, data));
@@ -216,8 +216,7 @@ class PosixFs : public Fs {
     return absl::OkStatus();
   }
 
-  absl::Status Rename(const std::string& from,
-                      const std::string& to) override {
+  absl::Status Rename(const std::string& from, const std::string& to) override {
     if (rename(from.c_str(), to.c_str()) != 0) {
       return ErrnoStatus(errno, "rename", absl::StrCat(from, " to ", to));
     }

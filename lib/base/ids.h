@@ -18,7 +18,7 @@ struct StrongInt {
   auto operator<=>(const StrongInt&) const = default;
 };
 
-using Epoch = StrongInt<struct EpochTag>;            // coordinator incarnation
+using Epoch = StrongInt<struct EpochTag>;  // coordinator incarnation
 // Incarnation of a learner group.
 using Generation = StrongInt<struct GenerationTag>;
 

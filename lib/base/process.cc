@@ -168,8 +168,7 @@ void RequestShutdown() {
 
 bool SleepUnlessShutdown(absl::Duration duration) {
   const Clock& clock = Clock::Real();
-  const MonoTime end =
-      clock.Now() + std::min(duration, absl::Hours(24 * 365));
+  const MonoTime end = clock.Now() + std::min(duration, absl::Hours(24 * 365));
   while (!ShutdownRequested()) {
     const absl::Duration left = end - clock.Now();
     if (left <= absl::ZeroDuration()) return false;
@@ -195,8 +194,8 @@ absl::StatusOr<pid_t> SpawnChild(const ChildOptions& options) {
     plan.log_fd = open(options.log_path.c_str(),
                        O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (plan.log_fd < 0) {
-      return SpawnError(errno, absl::StrCat(program, " with log ",
-                                            options.log_path));
+      return SpawnError(errno,
+                        absl::StrCat(program, " with log ", options.log_path));
     }
   }
   plan.null_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);

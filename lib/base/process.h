@@ -28,9 +28,9 @@ int ExitCodeFor(const absl::Status& status);
 // SIGPIPE, turns core dumps off, and asks the kernel to kill this process when
 // its parent dies (`die_with_parent`).
 void InitProcess(bool die_with_parent);
-bool ShutdownRequested();           // async-signal-safe flag
-bool SignalReceived();              // SIGTERM or SIGINT arrived, truly
-void RequestShutdown();             // as if SIGTERM had arrived
+bool ShutdownRequested();  // async-signal-safe flag
+bool SignalReceived();     // SIGTERM or SIGINT arrived, truly
+void RequestShutdown();    // as if SIGTERM had arrived
 // Returns early (true) when shutdown is requested.
 bool SleepUnlessShutdown(absl::Duration duration);
 

@@ -57,10 +57,9 @@ double TokenUniform(uint64_t seed, uint64_t prompt_id, uint64_t sample_index,
                     uint64_t position) {
   // Four 64-bit inputs do not fit one block's 192 bits: the first block turns
   // (seed, prompt, sample) into a key and half a counter, the second draws.
-  const std::array<uint32_t, 4> derived =
-      Philox4x32({Low(prompt_id), High(prompt_id), Low(sample_index),
-                  High(sample_index)},
-                 {Low(seed), High(seed)});
+  const std::array<uint32_t, 4> derived = Philox4x32(
+      {Low(prompt_id), High(prompt_id), Low(sample_index), High(sample_index)},
+      {Low(seed), High(seed)});
   const std::array<uint32_t, 4> block =
       Philox4x32({Low(position), High(position), derived[2], derived[3]},
                  {derived[0], derived[1]});

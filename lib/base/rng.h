@@ -29,9 +29,9 @@ class CounterRng {
  public:
   CounterRng(uint64_t seed, std::string_view stream);
   uint64_t NextUint64();
-  double NextUniform();                  // [0, 1)
-  double NextNormal();                   // Box-Muller, two uniforms each
-  uint64_t NextBelow(uint64_t bound);    // REQUIRES bound > 0; no modulo bias
+  double NextUniform();                // [0, 1)
+  double NextNormal();                 // Box-Muller, two uniforms each
+  uint64_t NextBelow(uint64_t bound);  // REQUIRES bound > 0; no modulo bias
   void Seek(uint64_t position) { position_ = position; }
 
  private:

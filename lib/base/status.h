@@ -17,12 +17,12 @@
 #define COX_CONCAT_(a, b) COX_CONCAT_INNER_(a, b)
 
 // Returns from the enclosing function when `expr` is not OK.
-#define COX_RETURN_IF_ERROR(expr)                  \
-  do {                                             \
-    absl::Status cox_status_ = (expr);             \
-    if (!cox_status_.ok()) [[unlikely]] {          \
-      return cox_status_;                          \
-    }                                              \
+#define COX_RETURN_IF_ERROR(expr)         \
+  do {                                    \
+    absl::Status cox_status_ = (expr);    \
+    if (!cox_status_.ok()) [[unlikely]] { \
+      return cox_status_;                 \
+    }                                     \
   } while (false)
 
 // COX_ASSIGN_OR_RETURN(auto x, F()): binds the value or returns the error.
@@ -37,11 +37,11 @@
 
 // COX_CHECK(condition): aborts with file and line. Only for broken invariants
 // of our own, never for input from network, file or user.
-#define COX_CHECK(condition)                                      \
-  do {                                                            \
-    if (!(condition)) [[unlikely]] {                              \
-      ::cox::CheckFailed(__FILE__, __LINE__, #condition);         \
-    }                                                             \
+#define COX_CHECK(condition)                              \
+  do {                                                    \
+    if (!(condition)) [[unlikely]] {                      \
+      ::cox::CheckFailed(__FILE__, __LINE__, #condition); \
+    }                                                     \
   } while (false)
 
 namespace cox {

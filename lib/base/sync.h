@@ -78,10 +78,9 @@ class Notification {
   // True if notified within `timeout`.
   bool WaitFor(absl::Duration timeout) const {
     MutexLock lock(&mutex_);
-    return cv_.WaitFor(mutex_, timeout,
-                       [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-                         return notified_;
-                       });
+    return cv_.WaitFor(
+        mutex_, timeout,
+        [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return notified_; });
   }
 
  private:

@@ -146,11 +146,13 @@ std::string DescribeCudaSearch(const CudaSearchInput& input) {
   std::vector<std::string> parts;
   for (const Source& source : Sources()) {
     int count = 0;
-    for (const CudaFolder& folder : folders) count += folder.origin == source.origin;
+    for (const CudaFolder& folder : folders)
+      count += folder.origin == source.origin;
     const bool set = !Bases(input, source).empty();
     parts.push_back(absl::StrCat(
         source.origin, " (",
-        !set ? "not set" : absl::StrCat(count, count == 1 ? " folder" : " folders"),
+        !set ? "not set"
+             : absl::StrCat(count, count == 1 ? " folder" : " folders"),
         ")"));
   }
   return absl::StrJoin(parts, ", ");

@@ -17,7 +17,8 @@
 namespace cox {
 namespace {
 
-// A library of 1 GB has a string table of a few MB; what claims more is damaged.
+// A library of 1 GB has a string table of a few MB; what claims more is
+// damaged.
 constexpr uint64_t kMaxTable = uint64_t{64} << 20;
 
 class File {
@@ -45,9 +46,9 @@ std::string_view BaseName(std::string_view path) {
 
 // glibc and the C++ runtime: present wherever this program runs.
 bool IsRuntime(const std::string& name) {
-  for (const char* prefix :
-       {"libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so",
-        "libutil.so", "libstdc++.so", "libgcc_s.so", "ld-linux", "linux-vdso"}) {
+  for (const char* prefix : {"libc.so", "libm.so", "libdl.so", "libpthread.so",
+                             "librt.so", "libutil.so", "libstdc++.so",
+                             "libgcc_s.so", "ld-linux", "linux-vdso"}) {
     if (name.rfind(prefix, 0) == 0) return true;
   }
   return false;
@@ -119,7 +120,8 @@ absl::StatusOr<ElfDynamic> ReadElfDynamic(const std::string& path) {
   uint64_t table_at = 0;
   uint64_t table_bytes = 0;
   for (const Elf64_Dyn& entry : entries) {
-    if (entry.d_tag == DT_STRTAB) table_at = OffsetOf(segments, entry.d_un.d_ptr);
+    if (entry.d_tag == DT_STRTAB)
+      table_at = OffsetOf(segments, entry.d_un.d_ptr);
     if (entry.d_tag == DT_STRSZ) table_bytes = entry.d_un.d_val;
   }
   if (table_at == 0 || table_bytes == 0 || table_bytes > kMaxTable) {

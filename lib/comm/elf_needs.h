@@ -13,7 +13,7 @@ namespace cox {
 
 struct ElfDynamic {
   std::string soname;
-  std::vector<std::string> needed;  // DT_NEEDED, in order
+  std::vector<std::string> needed;   // DT_NEEDED, in order
   std::vector<std::string> runpath;  // DT_RUNPATH or DT_RPATH, $ORIGIN replaced
 };
 

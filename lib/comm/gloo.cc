@@ -38,9 +38,9 @@ constexpr absl::Duration kTimeoutSlack = absl::Milliseconds(500);
 std::chrono::milliseconds ToMillis(absl::Duration duration) {
   // Rounded up, so that Gloo's timeout never comes before our deadline; at
   // least 1, because c10d reads zero as "no timeout given".
-  return std::chrono::milliseconds(
-      std::max<int64_t>(1, absl::ToInt64Milliseconds(absl::Ceil(
-                               duration, absl::Milliseconds(1)))));
+  return std::chrono::milliseconds(std::max<int64_t>(
+      1,
+      absl::ToInt64Milliseconds(absl::Ceil(duration, absl::Milliseconds(1)))));
 }
 
 // Shared with the completion callbacks, which may outlive the collective.
@@ -95,8 +95,8 @@ class GlooCollective : public Collective {
       if (options_.rank == 0 && options_.listen_fd >= 0) {
         store_options.masterListenFd = options_.listen_fd;
       }
-      store_ = c10::make_intrusive<c10d::TCPStore>(options_.host,
-                                                   store_options);
+      store_ =
+          c10::make_intrusive<c10d::TCPStore>(options_.host, store_options);
       auto group_options =
           c10d::ProcessGroupGloo::Options::create(ToMillis(options_.timeout));
       group_options->threads = 1;  // one operation at a time
@@ -130,8 +130,7 @@ class GlooCollective : public Collective {
     const size_t segment =
         std::max<size_t>(kSegmentBytes / sizeof(float) / world, 1);
     for (size_t done = 0; done < out.size(); done += segment) {
-      const auto part =
-          out.subspan(done, std::min(segment, out.size() - done));
+      const auto part = out.subspan(done, std::min(segment, out.size() - done));
       COX_ASSIGN_OR_RETURN(
           const at::Tensor received,
           Exchange<float>("reduce-scatter", part.size(), at::kFloat, deadline,
@@ -170,8 +169,8 @@ class GlooCollective : public Collective {
   absl::Status AllGather(std::span<const std::byte> in,
                          std::span<std::byte> out) override {
     const auto world = static_cast<size_t>(options_.world_size);
-    COX_RETURN_IF_ERROR(CheckBlocks("all-gather", out.size(), in.size(),
-                                    options_.world_size));
+    COX_RETURN_IF_ERROR(
+        CheckBlocks("all-gather", out.size(), in.size(), options_.world_size));
     const MonoTime deadline = Clock::Real().Now() + options_.timeout;
     const size_t segment = std::max<size_t>(kSegmentBytes / world, 1);
     std::vector<std::byte> gathered;
@@ -252,9 +251,8 @@ class GlooCollective : public Collective {
   template <typename T>
   absl::Status ReduceSmall(std::span<T> part, MonoTime deadline) {
     std::vector<T> all(part.size() * static_cast<size_t>(options_.world_size));
-    COX_RETURN_IF_ERROR(GatherSegment(std::as_bytes(part),
-                                      std::as_writable_bytes(std::span(all)),
-                                      deadline));
+    COX_RETURN_IF_ERROR(GatherSegment(
+        std::as_bytes(part), std::as_writable_bytes(std::span(all)), deadline));
     const std::span<T> sum = SumBlocks(all.data(), part.size());
     std::copy(sum.begin(), sum.end(), part.begin());
     return absl::OkStatus();
@@ -268,8 +266,7 @@ class GlooCollective : public Collective {
                                       Fill fill) {
     at::Tensor received;
     COX_RETURN_IF_ERROR(Run(operation, deadline, [&] {
-      const auto elements =
-          static_cast<int64_t>(block) * options_.world_size;
+      const auto elements = static_cast<int64_t>(block) * options_.world_size;
       at::Tensor sent = at::empty({elements}, type);
       fill(static_cast<T*>(sent.data_ptr()));
       received = at::empty({elements}, type);
@@ -292,15 +289,14 @@ class GlooCollective : public Collective {
     COX_ASSIGN_OR_RETURN(
         const at::Tensor received,
         Exchange<T>("all-reduce", block, type, deadline, [&](T* to) {
-          std::fill(std::copy(part.begin(), part.end(), to),
-                    to + block * world, T{0});
+          std::fill(std::copy(part.begin(), part.end(), to), to + block * world,
+                    T{0});
         }));
     const std::span<T> sum =
         SumBlocks(static_cast<T*>(received.data_ptr()), block);
     std::vector<T> all(block * world);
-    COX_RETURN_IF_ERROR(GatherSegment(std::as_bytes(sum),
-                                      std::as_writable_bytes(std::span(all)),
-                                      deadline));
+    COX_RETURN_IF_ERROR(GatherSegment(
+        std::as_bytes(sum), std::as_writable_bytes(std::span(all)), deadline));
     std::copy_n(all.begin(), part.size(), part.begin());
     return absl::OkStatus();
   }
@@ -329,8 +325,7 @@ class GlooCollective : public Collective {
   }
 
   template <typename Start>
-  absl::Status RunAlive(const char* operation, MonoTime deadline,
-                        Start start) {
+  absl::Status RunAlive(const char* operation, MonoTime deadline, Start start) {
     {
       MutexLock lock(&signal_->mutex);
       if (signal_->aborted) return AbortedHere(operation);
@@ -348,11 +343,11 @@ class GlooCollective : public Collective {
     bool done = false;
     {
       MutexLock lock(&signal_->mutex);
-      signal_->cv.WaitFor(
-          signal_->mutex, deadline - Clock::Real().Now() + kTimeoutSlack,
-          [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-            return signal_->work_done || signal_->aborted;
-          });
+      signal_->cv.WaitFor(signal_->mutex,
+                          deadline - Clock::Real().Now() + kTimeoutSlack,
+                          [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                            return signal_->work_done || signal_->aborted;
+                          });
       done = signal_->work_done;
       if (!done && signal_->aborted) return AbortedHere(operation);
     }
@@ -384,9 +379,8 @@ class GlooCollective : public Collective {
 absl::Status Validate(const GlooOptions& options) {
   if (options.world_size < 1 || options.rank < 0 ||
       options.rank >= options.world_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("gloo: rank ", options.rank, " in a world of ",
-                     options.world_size));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "gloo: rank ", options.rank, " in a world of ", options.world_size));
   }
   if (options.port < 1 || options.port > 65535) {
     return absl::InvalidArgumentError(

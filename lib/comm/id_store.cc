@@ -86,8 +86,8 @@ absl::Status Resolve(const IdStoreOptions& options, Addresses* result) {
       getaddrinfo(options.host.c_str(), std::to_string(options.port).c_str(),
                   &hints, &result->first);
   if (code == 0) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("id store: ", options.host, ": ",
-                                             gai_strerror(code)));
+  return absl::UnavailableError(
+      absl::StrCat("id store: ", options.host, ": ", gai_strerror(code)));
 }
 
 absl::StatusOr<Socket> Listen(const IdStoreOptions& options) {
@@ -103,9 +103,9 @@ absl::StatusOr<Socket> Listen(const IdStoreOptions& options) {
       return socket;
     }
   }
-  return absl::UnavailableError(
-      absl::StrCat("id store: cannot listen on ", options.host, ":",
-                   options.port, ": ", std::strerror(errno)));
+  return absl::UnavailableError(absl::StrCat("id store: cannot listen on ",
+                                             options.host, ":", options.port,
+                                             ": ", std::strerror(errno)));
 }
 
 absl::StatusOr<std::string> Serve(const IdStoreOptions& options,
@@ -153,8 +153,8 @@ std::string Ask(const IdStoreOptions& options, const addrinfo& address,
       return "";
     }
   }
-  if (!SendLine(socket.fd(), absl::StrCat(kHello, " ", options.group, " ",
-                                          options.rank))) {
+  if (!SendLine(socket.fd(),
+                absl::StrCat(kHello, " ", options.group, " ", options.rank))) {
     return "";
   }
   return ReadLine(socket.fd(), deadline);
@@ -170,27 +170,25 @@ absl::StatusOr<std::string> Fetch(const IdStoreOptions& options,
         const std::string answer = Ask(options, *a, deadline);
         if (answer.rfind("OK ", 0) == 0) return answer.substr(3);
         if (answer.rfind("OTHER ", 0) == 0) {
-          return absl::FailedPreconditionError(absl::StrCat(
-              "id store: rank 0 is of group '", answer.substr(6),
-              "', this rank of '", options.group, "'"));
+          return absl::FailedPreconditionError(
+              absl::StrCat("id store: rank 0 is of group '", answer.substr(6),
+                           "', this rank of '", options.group, "'"));
         }
       }
     }
     absl::SleepFor(kRetry);
   }
   return absl::DeadlineExceededError(
-      absl::StrCat("id store: no answer from ", options.host, ":",
-                   options.port, " within ",
-                   absl::FormatDuration(options.timeout)));
+      absl::StrCat("id store: no answer from ", options.host, ":", options.port,
+                   " within ", absl::FormatDuration(options.timeout)));
 }
 
 }  // namespace
 
 absl::StatusOr<std::string> ExchangeId(const IdStoreOptions& options,
                                        const std::string& id) {
-  const bool blanks =
-      options.group.empty() ||
-      options.group.find_first_of(" \n") != std::string::npos;
+  const bool blanks = options.group.empty() ||
+                      options.group.find_first_of(" \n") != std::string::npos;
   if (options.rank < 0 || options.rank >= options.world_size || blanks ||
       (options.listen_fd < 0 && (options.port < 1 || options.port > 65535))) {
     return absl::InvalidArgumentError(absl::StrCat(

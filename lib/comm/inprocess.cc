@@ -112,16 +112,15 @@ class Group {
     ++arrived_;
     if (arrived_ == slots_.size()) return FinishRound();
     const uint64_t round = round_;
-    const bool met = cv_.WaitFor(
-        mutex_, timeout_, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    const bool met =
+        cv_.WaitFor(mutex_, timeout_, [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
           return round_ != round || !dead_.ok();
         });
     if (round_ != round) return absl::OkStatus();
     if (!met) {
-      Kill(absl::DeadlineExceededError(
-          absl::StrCat("collective: ", arrived_, " of ", slots_.size(),
-                       " ranks arrived within ",
-                       absl::FormatDuration(timeout_))));
+      Kill(absl::DeadlineExceededError(absl::StrCat(
+          "collective: ", arrived_, " of ", slots_.size(),
+          " ranks arrived within ", absl::FormatDuration(timeout_))));
     }
     return dead_;
   }
@@ -175,8 +174,8 @@ class InProcess : public Collective {
   int rank() const override { return rank_; }
   int world_size() const override { return world_size_; }
   absl::Status AllReduceSum(std::span<float> data) override {
-    return group_->Run(
-        rank_, {.kind = Contribution::Kind::kSumFloat, .floats = data});
+    return group_->Run(rank_,
+                       {.kind = Contribution::Kind::kSumFloat, .floats = data});
   }
   absl::Status AllReduceSum(std::span<double> data) override {
     return group_->Run(
@@ -186,15 +185,15 @@ class InProcess : public Collective {
                                 std::span<float> out) override {
     COX_RETURN_IF_ERROR(
         CheckBlocks("reduce-scatter", in.size(), out.size(), world_size_));
-    return group_->Run(rank_, {.kind = Contribution::Kind::kScatterSum,
-                               .floats = out,
-                               .blocks = in});
+    return group_->Run(
+        rank_,
+        {.kind = Contribution::Kind::kScatterSum, .floats = out, .blocks = in});
   }
   absl::Status Broadcast(std::span<std::byte> data, int root) override {
     COX_RETURN_IF_ERROR(CheckRoot(root, world_size_));
-    return group_->Run(rank_, {.kind = Contribution::Kind::kBroadcast,
-                               .out = data,
-                               .root = root});
+    return group_->Run(
+        rank_,
+        {.kind = Contribution::Kind::kBroadcast, .out = data, .root = root});
   }
   absl::Status AllGather(std::span<const std::byte> in,
                          std::span<std::byte> out) override {

@@ -76,8 +76,7 @@ constexpr NcclType kTypeOf = sizeof(T) == 4 ? NcclType::kFloat32
 
 class NcclImpl : public NcclCollective {
  public:
-  NcclImpl(const NcclOptions& options, const NcclApi& nccl,
-           const CudaApi& cuda)
+  NcclImpl(const NcclOptions& options, const NcclApi& nccl, const CudaApi& cuda)
       : options_(options),
         world_(static_cast<size_t>(options.world_size)),
         cuda_(cuda),
@@ -227,8 +226,8 @@ absl::Status NcclImpl::CheckSameGroup() {
       Sha256Hex(absl::StrCat(options_.group, "|", options_.world_size, "|",
                              options_.bucket_bytes, "|", options_.tree_order));
   std::string all(mine.size() * world_, '\0');
-  COX_RETURN_IF_ERROR(AllGather(
-      AsBytes(mine), std::as_writable_bytes(std::span(all.data(), all.size()))));
+  COX_RETURN_IF_ERROR(AllGather(AsBytes(mine), std::as_writable_bytes(std::span(
+                                                   all.data(), all.size()))));
   for (size_t rank = 0; rank < world_; ++rank) {
     if (all.compare(rank * mine.size(), mine.size(), mine) != 0) {
       return group_.Die(absl::AbortedError(absl::StrCat(
@@ -245,18 +244,17 @@ absl::Status NcclImpl::SendBucket(const StagedCall& call, size_t bucket,
   call.fill(bucket, slot.pinned);
   if (extent.in_bytes > 0) {
     COX_RETURN_IF_ERROR(group_.Checked(
-        call.name,
-        cuda_.memcpy_async(slot.device + extent.in_at,
-                           slot.pinned + extent.in_at, extent.in_bytes,
-                           CudaCopy::kHostToDevice, in_stream_)));
+        call.name, cuda_.memcpy_async(
+                       slot.device + extent.in_at, slot.pinned + extent.in_at,
+                       extent.in_bytes, CudaCopy::kHostToDevice, in_stream_)));
   }
   COX_RETURN_IF_ERROR(
       group_.Checked(call.name, cuda_.event_record(slot.in, in_stream_)));
   COX_RETURN_IF_ERROR(group_.Checked(
       call.name, cuda_.stream_wait_event(comm_stream_, slot.in, 0)));
   COX_RETURN_IF_ERROR(call.enqueue(bucket, slot.device));
-  COX_RETURN_IF_ERROR(
-      group_.Checked(call.name, cuda_.event_record(slot.reduced, comm_stream_)));
+  COX_RETURN_IF_ERROR(group_.Checked(
+      call.name, cuda_.event_record(slot.reduced, comm_stream_)));
   COX_RETURN_IF_ERROR(group_.Checked(
       call.name, cuda_.stream_wait_event(out_stream_, slot.reduced, 0)));
   if (extent.out_bytes > 0) {
@@ -334,33 +332,33 @@ absl::Status NcclImpl::ReduceScatterSum(std::span<const float> in,
     return static_cast<size_t>(options_.rank) * size(i) * sizeof(float);
   };
   const MonoTime deadline = Deadline();
-  return RunStaged(
-      {.name = "reduce-scatter",
-       .buckets = BucketsOf(out.size(), per),
-       .extent =
-           [&](size_t i) {
-             const size_t bytes = size(i) * sizeof(float);
-             return Extent{0, bytes * world_, own(i), bytes};
-           },
-       .fill =
-           [&](size_t i, std::byte* pinned) {
-             const size_t bytes = size(i) * sizeof(float);
-             for (size_t rank = 0; rank < world_; ++rank) {
-               std::memcpy(pinned + rank * bytes,
-                           in.data() + rank * out.size() + i * per, bytes);
-             }
-           },
-       .enqueue =
-           [&](size_t i, std::byte* device) {
-             return group_.ReduceScatterSum(device, device + own(i), size(i),
-                                            NcclType::kFloat32, comm_stream_,
-                                            deadline);
-           },
-       .drain =
-           [&](size_t i, const std::byte* pinned) {
-             std::memcpy(out.data() + i * per, pinned + own(i),
-                         size(i) * sizeof(float));
-           }});
+  return RunStaged({.name = "reduce-scatter",
+                    .buckets = BucketsOf(out.size(), per),
+                    .extent =
+                        [&](size_t i) {
+                          const size_t bytes = size(i) * sizeof(float);
+                          return Extent{0, bytes * world_, own(i), bytes};
+                        },
+                    .fill =
+                        [&](size_t i, std::byte* pinned) {
+                          const size_t bytes = size(i) * sizeof(float);
+                          for (size_t rank = 0; rank < world_; ++rank) {
+                            std::memcpy(pinned + rank * bytes,
+                                        in.data() + rank * out.size() + i * per,
+                                        bytes);
+                          }
+                        },
+                    .enqueue =
+                        [&](size_t i, std::byte* device) {
+                          return group_.ReduceScatterSum(
+                              device, device + own(i), size(i),
+                              NcclType::kFloat32, comm_stream_, deadline);
+                        },
+                    .drain =
+                        [&](size_t i, const std::byte* pinned) {
+                          std::memcpy(out.data() + i * per, pinned + own(i),
+                                      size(i) * sizeof(float));
+                        }});
 }
 
 absl::Status NcclImpl::Broadcast(std::span<std::byte> data, int root) {
@@ -371,36 +369,35 @@ absl::Status NcclImpl::Broadcast(std::span<std::byte> data, int root) {
     return data.subspan(i * per, PartOf(data.size(), per, i));
   };
   const MonoTime deadline = Deadline();
-  return RunStaged({.name = "broadcast",
-                    .buckets = BucketsOf(data.size(), per),
-                    .extent =
-                        [&](size_t i) {
-                          const size_t bytes = part(i).size();
-                          return sends ? Extent{0, bytes, 0, 0}
-                                       : Extent{0, 0, 0, bytes};
-                        },
-                    .fill =
-                        [&](size_t i, std::byte* pinned) {
-                          if (!sends) return;
-                          std::memcpy(pinned, part(i).data(), part(i).size());
-                        },
-                    .enqueue =
-                        [&](size_t i, std::byte* device) {
-                          return group_.Broadcast(device, part(i).size(),
-                                                  NcclType::kUint8, root,
-                                                  comm_stream_, deadline);
-                        },
-                    .drain =
-                        [&](size_t i, const std::byte* pinned) {
-                          if (sends) return;
-                          std::memcpy(part(i).data(), pinned, part(i).size());
-                        }});
+  return RunStaged(
+      {.name = "broadcast",
+       .buckets = BucketsOf(data.size(), per),
+       .extent =
+           [&](size_t i) {
+             const size_t bytes = part(i).size();
+             return sends ? Extent{0, bytes, 0, 0} : Extent{0, 0, 0, bytes};
+           },
+       .fill =
+           [&](size_t i, std::byte* pinned) {
+             if (!sends) return;
+             std::memcpy(pinned, part(i).data(), part(i).size());
+           },
+       .enqueue =
+           [&](size_t i, std::byte* device) {
+             return group_.Broadcast(device, part(i).size(), NcclType::kUint8,
+                                     root, comm_stream_, deadline);
+           },
+       .drain =
+           [&](size_t i, const std::byte* pinned) {
+             if (sends) return;
+             std::memcpy(part(i).data(), pinned, part(i).size());
+           }});
 }
 
 absl::Status NcclImpl::AllGather(std::span<const std::byte> in,
                                  std::span<std::byte> out) {
-  COX_RETURN_IF_ERROR(CheckBlocks("all-gather", out.size(), in.size(),
-                                  options_.world_size));
+  COX_RETURN_IF_ERROR(
+      CheckBlocks("all-gather", out.size(), in.size(), options_.world_size));
   const size_t per = options_.bucket_bytes / world_;
   const auto size = [&](size_t i) { return PartOf(in.size(), per, i); };
   const auto own = [&](size_t i) {
@@ -461,8 +458,8 @@ absl::StatusOr<int64_t> NcclImpl::Start(const NcclCall& call) {
   COX_RETURN_IF_ERROR(Enqueue(call, Deadline()));
   COX_ASSIGN_OR_RETURN(CudaEvent done, TakeEvent());
   tickets_.push_back(done);
-  COX_RETURN_IF_ERROR(group_.Checked(
-      "nccl: start", cuda_.event_record(done, comm_stream_)));
+  COX_RETURN_IF_ERROR(
+      group_.Checked("nccl: start", cuda_.event_record(done, comm_stream_)));
   return ++last_ticket_;
 }
 
@@ -472,7 +469,8 @@ absl::StatusOr<size_t> NcclImpl::IndexOf(int64_t ticket) const {
     return absl::InvalidArgumentError(
         absl::StrCat("nccl: ticket ", ticket, ", the last is ", last_ticket_));
   }
-  const int64_t first = last_ticket_ - static_cast<int64_t>(tickets_.size()) + 1;
+  const int64_t first =
+      last_ticket_ - static_cast<int64_t>(tickets_.size()) + 1;
   return static_cast<size_t>(ticket - first);
 }
 
@@ -502,9 +500,8 @@ absl::Status NcclImpl::WaitOnStream(int64_t ticket, CudaStream consumer) {
 absl::Status Validate(const NcclOptions& options) {
   if (options.world_size < 1 || options.rank < 0 ||
       options.rank >= options.world_size) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("nccl: rank ", options.rank, " in a world of ",
-                     options.world_size));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "nccl: rank ", options.rank, " in a world of ", options.world_size));
   }
   if (options.timeout <= absl::ZeroDuration() ||
       options.timeout > absl::Hours(24)) {
@@ -537,9 +534,9 @@ absl::StatusOr<NcclUniqueId> NewNcclId(const std::string& nccl_path) {
   NcclUniqueId id = {};
   const NcclResult result = nccl.get_unique_id(&id);
   if (result == NcclResult::kSuccess) return id;
-  return absl::AbortedError(absl::StrCat(
-      "nccl: ncclGetUniqueId: error ", static_cast<int>(result), " (",
-      nccl.get_error_string(result), ")"));
+  return absl::AbortedError(absl::StrCat("nccl: ncclGetUniqueId: error ",
+                                         static_cast<int>(result), " (",
+                                         nccl.get_error_string(result), ")"));
 }
 
 std::string NcclIdText(const NcclUniqueId& id) {

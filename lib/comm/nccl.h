@@ -4,16 +4,16 @@
 // The learner group over NCCL (docs/gpu.md "Collectives").
 //
 // Order of sums. NCCL's own order depends on topology and number of ranks. With
-// `tree_order` (default) sums have the bits of TreeSum, as with Gloo: level j of
-// the tree is an all-reduce in groups of two ranks, and two terms have one order
-// only. It costs log2(W) exchanges of the data instead of 2 (W - 1) / W. Without
-// it all ranks still end with the same bits, but another number of ranks or
-// another machine may give others.
+// `tree_order` (default) sums have the bits of TreeSum, as with Gloo: level j
+// of the tree is an all-reduce in groups of two ranks, and two terms have one
+// order only. It costs log2(W) exchanges of the data instead of 2 (W - 1) / W.
+// Without it all ranks still end with the same bits, but another number of
+// ranks or another machine may give others.
 //
 // Time. Communicators are non-blocking: no call into NCCL waits for a peer. All
-// waiting is done here: event, asynchronous errors of the communicators, Abort()
-// and deadline are looked at in turn. Whatever ends a wait early aborts all
-// communicators; the group is dead then (collective.h).
+// waiting is done here: event, asynchronous errors of the communicators,
+// Abort() and deadline are looked at in turn. Whatever ends a wait early aborts
+// all communicators; the group is dead then (collective.h).
 //
 // Memory. Spans travel in buckets through page-locked buffers: copy in, reduce
 // and copy out of different buckets overlap on three streams. After an error
@@ -42,7 +42,7 @@ struct NcclOptions {
   size_t bucket_bytes = size_t{4} << 20;
   int slots = 3;  // buckets on their way at once
   bool tree_order = true;
-  std::string nccl_path = "";    // "" = search (nccl_api.h)
+  std::string nccl_path = "";  // "" = search (nccl_api.h)
   std::string cudart_path = "";
 };
 

@@ -20,7 +20,9 @@ struct LibraryName {
 
 const LibraryName& CudaRuntime() {
   static const auto* name = new LibraryName{
-      "the CUDA runtime", "COX_CUDART", {"libcudart.so.13", "libcudart.so.12"},
+      "the CUDA runtime",
+      "COX_CUDART",
+      {"libcudart.so.13", "libcudart.so.12"},
       "install PyTorch with CUDA or the wheel nvidia-cuda-runtime and set "
       "COX_TORCH_DIR to its site-packages, or set COX_CUDART to the file"};
   return *name;
@@ -28,7 +30,9 @@ const LibraryName& CudaRuntime() {
 
 const LibraryName& Nccl() {
   static const auto* name = new LibraryName{
-      "NCCL", "COX_NCCL", {"libnccl.so.2"},
+      "NCCL",
+      "COX_NCCL",
+      {"libnccl.so.2"},
       "install PyTorch with CUDA or the wheel nvidia-nccl-cu13 and set "
       "COX_TORCH_DIR to its site-packages, or set COX_NCCL to the file"};
   return *name;
@@ -53,8 +57,8 @@ absl::StatusOr<Library> OpenGiven(const LibraryName& name,
                                   const std::string& path) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
-    return absl::NotFoundError(absl::StrCat(name.what, ": cannot load ", path,
-                                            ": ", LoaderError()));
+    return absl::NotFoundError(
+        absl::StrCat(name.what, ": cannot load ", path, ": ", LoaderError()));
   }
   return Library{handle, path};
 }
@@ -82,8 +86,7 @@ absl::StatusOr<Library> OpenLibrary(const LibraryName& name,
   return absl::NotFoundError(absl::StrCat(
       name.what, ": no ", absl::StrJoin(name.sonames, " or "),
       " on this machine; searched: ", name.variable, " (not set), ",
-      DescribeCudaSearch(input), ", the dynamic loader's list; ",
-      name.remedy));
+      DescribeCudaSearch(input), ", the dynamic loader's list; ", name.remedy));
 }
 
 // Fills the tables; remembers the first symbol that is missing.
@@ -127,8 +130,7 @@ size_t BytesOf(NcclType type) {
 }
 
 absl::StatusOr<CudaApi> LoadCudaApi(const std::string& path) {
-  COX_ASSIGN_OR_RETURN(const Library library,
-                       OpenLibrary(CudaRuntime(), path));
+  COX_ASSIGN_OR_RETURN(const Library library, OpenLibrary(CudaRuntime(), path));
   CudaApi api = {};
   api.path = library.path;
   Binder b(library.handle);
@@ -187,8 +189,8 @@ absl::StatusOr<int> CountCudaDevices(const CudaApi& api) {
   if (result == CudaResult::kSuccess && count > 0) return count;
   int runtime = 0;
   api.runtime_get_version(&runtime);
-  const std::string wanted = absl::StrCat("CUDA ", runtime / 1000, ".",
-                                          runtime % 1000 / 10);
+  const std::string wanted =
+      absl::StrCat("CUDA ", runtime / 1000, ".", runtime % 1000 / 10);
   if (result == CudaResult::kInsufficientDriver ||
       result == CudaResult::kStubLibrary) {
     int driver = 0;

@@ -1,10 +1,10 @@
 #ifndef COX_LIB_COMM_NCCL_API_H_
 #define COX_LIB_COMM_NCCL_API_H_
 
-// NCCL and the CUDA runtime as tables of function pointers, filled by dlopen, so
-// that one binary runs with and without them. The types below are the libraries'
-// C ABI, written down here because their headers are not there at every build;
-// tests/nccl/nccl_api_test.cc compares them with the real headers.
+// NCCL and the CUDA runtime as tables of function pointers, filled by dlopen,
+// so that one binary runs with and without them. The types below are the
+// libraries' C ABI, written down here because their headers are not there at
+// every build; tests/nccl/nccl_api_test.cc compares them with the real headers.
 //
 // Loaded once per process and never unloaded. Thread-safe.
 
@@ -60,7 +60,7 @@ struct CudaApi {
   CudaResult (*event_destroy)(CudaEvent event);
   CudaResult (*event_record)(CudaEvent event, CudaStream stream);
   CudaResult (*event_query)(CudaEvent event);
-  CudaResult (*driver_get_version)(int* version);   // 13000 = CUDA 13.0
+  CudaResult (*driver_get_version)(int* version);  // 13000 = CUDA 13.0
   CudaResult (*runtime_get_version)(int* version);
   const char* (*get_error_string)(CudaResult result);
   std::string path;  // of the library
@@ -143,11 +143,11 @@ struct NcclApi {
   std::string path;  // of the library
 };
 
-// Where: `path`, if given; else $COX_CUDART or $COX_NCCL; else what this process
-// has loaded already; else the folders of lib/comm/cuda_search.h; else the
-// dynamic loader's own list. A path that was given is never replaced by another.
-// NOT_FOUND, in one line: what is missing, where it was looked for, how to get
-// it. FAILED_PRECONDITION: the library is too old.
+// Where: `path`, if given; else $COX_CUDART or $COX_NCCL; else what this
+// process has loaded already; else the folders of lib/comm/cuda_search.h; else
+// the dynamic loader's own list. A path that was given is never replaced by
+// another. NOT_FOUND, in one line: what is missing, where it was looked for,
+// how to get it. FAILED_PRECONDITION: the library is too old.
 absl::StatusOr<CudaApi> LoadCudaApi(const std::string& path = "");
 absl::StatusOr<NcclApi> LoadNcclApi(const std::string& path = "");
 

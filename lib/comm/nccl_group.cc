@@ -28,7 +28,9 @@ class Pause {
   int delay_us_ = 20;
 };
 
-bool IsPowerOfTwo(int n) { return std::has_single_bit(static_cast<unsigned>(n)); }
+bool IsPowerOfTwo(int n) {
+  return std::has_single_bit(static_cast<unsigned>(n));
+}
 
 }  // namespace
 
@@ -46,9 +48,8 @@ absl::Status NcclGroup::ErrorOf(const char* operation, NcclResult result,
     absl::StrAppend(&text, ": ", detail);
   }
   std::replace(text.begin(), text.end(), '\n', ' ');
-  const std::string message =
-      absl::StrCat(operation, ": NCCL error ", static_cast<int>(result), " (",
-                   text, ")");
+  const std::string message = absl::StrCat(
+      operation, ": NCCL error ", static_cast<int>(result), " (", text, ")");
   if (result != NcclResult::kInvalidArgument &&
       result != NcclResult::kInvalidUsage) {
     return absl::AbortedError(message);
@@ -210,9 +211,9 @@ absl::Status NcclGroup::ReduceScatterSum(void* in, void* out, size_t count,
   const std::byte* block =
       static_cast<std::byte*>(in) + static_cast<size_t>(rank_) * bytes;
   if (block == out || bytes == 0) return absl::OkStatus();
-  return Checked("reduce-scatter",
-                 cuda_.memcpy_async(out, block, bytes,
-                                    CudaCopy::kDeviceToDevice, stream));
+  return Checked(
+      "reduce-scatter",
+      cuda_.memcpy_async(out, block, bytes, CudaCopy::kDeviceToDevice, stream));
 }
 
 absl::Status NcclGroup::AllGather(const void* in, void* out, size_t count,
@@ -256,8 +257,8 @@ absl::Status NcclGroup::AwaitEvent(const char* operation, CudaEvent event,
     }
     if (!error.ok()) return Die(error);
     if (Clock::Real().Now() >= deadline) {
-      return Die(absl::DeadlineExceededError(absl::StrCat(
-          operation, ": the other ranks did not answer in time")));
+      return Die(absl::DeadlineExceededError(
+          absl::StrCat(operation, ": the other ranks did not answer in time")));
     }
     pause.Wait();
   }
@@ -271,9 +272,9 @@ void NcclGroup::Close(MonoTime deadline) {
     count = comms_.size();
   }
   for (size_t i = count; i-- > 0;) {
-    const absl::Status left =
-        Issue("leaving", i, deadline,
-              [&](NcclComm* c) { return nccl_.comm_finalize(c); });
+    const absl::Status left = Issue("leaving", i, deadline, [&](NcclComm* c) {
+      return nccl_.comm_finalize(c);
+    });
     if (!left.ok()) return;  // dead: aborted
     MutexLock lock(&mutex_);
     if (dead_.ok() && comms_[i] != nullptr) {

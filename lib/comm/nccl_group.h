@@ -38,8 +38,8 @@ class NcclGroup {
   absl::Status ReduceScatterSum(void* in, void* out, size_t count,
                                 NcclType type, CudaStream stream,
                                 MonoTime deadline);
-  absl::Status AllGather(const void* in, void* out, size_t count,
-                         NcclType type, CudaStream stream, MonoTime deadline);
+  absl::Status AllGather(const void* in, void* out, size_t count, NcclType type,
+                         CudaStream stream, MonoTime deadline);
   absl::Status Broadcast(void* data, size_t count, NcclType type, int root,
                          CudaStream stream, MonoTime deadline);
 
@@ -59,8 +59,8 @@ class NcclGroup {
   template <typename Call>
   absl::Status Issue(const char* operation, size_t comm, MonoTime deadline,
                      Call call);
-  absl::Status Settle(const char* operation, NcclComm* comm,
-                      NcclResult result, MonoTime deadline);
+  absl::Status Settle(const char* operation, NcclComm* comm, NcclResult result,
+                      MonoTime deadline);
   absl::Status AddLevel(int color, MonoTime deadline);
   absl::Status ErrorOf(const char* operation, NcclResult result,
                        NcclComm* comm) const;

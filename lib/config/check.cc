@@ -21,7 +21,7 @@ using cox::v1::RunConfig;
 // because each one starts from what the earlier ones wrote. rft, dpo and kto
 // all take a policy and comparisons: any order among them.
 constexpr std::pair<const char*, int> kStageOrder[] = {
-    {"pretrain", 0}, {"sft", 1}, {"collect", 2}, {"rm", 3}, {"rft", 4},
+    {"pretrain", 0}, {"sft", 1}, {"collect", 2}, {"rm", 3},  {"rft", 4},
     {"dpo", 4},      {"kto", 4}, {"ppo", 5},     {"eval", 6}};
 
 int StageRank(std::string_view stage) {
@@ -98,7 +98,8 @@ class Checker {
       const std::string value =
           config::TextAt(*leaf.message, *leaf.field, index);
       if (name == "ppo.kl_loss" && value == "k1") {
-        Issue(name, "k1 as a loss has a gradient of expectation 0 and "
+        Issue(name,
+              "k1 as a loss has a gradient of expectation 0 and "
               "regularises nothing (docs/algorithms.md §5.1); use k2 or k3, "
               "or ppo.kl_coef for k1 in the reward");
         return;
@@ -115,15 +116,16 @@ class Checker {
 
   void CheckName() {
     const std::string& name = c_.name();
-    bool good = !name.empty() && name.size() <= 100 && name[0] != '.' &&
-                name[0] != '-';
+    bool good =
+        !name.empty() && name.size() <= 100 && name[0] != '.' && name[0] != '-';
     for (const char c : name) {
-      good = good && ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
-                      (c >= '0' && c <= '9') || c == '.' || c == '_' ||
-                      c == '-');
+      good =
+          good && ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') ||
+                   (c >= '0' && c <= '9') || c == '.' || c == '_' || c == '-');
     }
     if (!good) {
-      Issue("name", "'", name, "' cannot name a folder: 1 to 100 letters, "
+      Issue("name", "'", name,
+            "' cannot name a folder: 1 to 100 letters, "
             "digits, '.', '_' or '-', the first a letter, digit or '_'");
     }
   }
@@ -158,8 +160,8 @@ class Checker {
             m.hidden());
       return;
     }
-    const bool rotary = m.type() == "llama" || m.type() == "qwen2" ||
-                        m.type() == "qwen3";
+    const bool rotary =
+        m.type() == "llama" || m.type() == "qwen2" || m.type() == "qwen3";
     if (rotary && (m.hidden() / m.heads()) % 2 != 0) {
       Issue("model.heads", "hidden / heads = ", m.hidden() / m.heads(),
             " must be even for the rotary positions of ", m.type());
@@ -183,7 +185,8 @@ class Checker {
               t.vocab_size());
       }
       if (t.eos_ids().empty()) {
-        Issue("tokenizer.eos_ids", "kind none needs the ids that end an "
+        Issue("tokenizer.eos_ids",
+              "kind none needs the ids that end an "
               "answer");
       }
       for (int i = 0; i < t.eos_ids_size(); ++i) {
@@ -193,7 +196,8 @@ class Checker {
                 t.vocab_size());
         }
         if (t.eos_ids(i) == t.pad_id()) {
-          Issue(field, "must differ from tokenizer.pad_id, or stopping is "
+          Issue(field,
+                "must differ from tokenizer.pad_id, or stopping is "
                 "never learned");
         }
       }
@@ -206,8 +210,7 @@ class Checker {
             "must differ from tokenizer.eos_token, or stopping is never "
             "learned");
     }
-    if (t.kind() == "file" && t.path().empty() &&
-        c_.model().init().empty()) {
+    if (t.kind() == "file" && t.path().empty() && c_.model().init().empty()) {
       Issue("tokenizer.path",
             "kind file needs a tokenizer.json, or the one of model.init");
     }
@@ -217,8 +220,10 @@ class Checker {
         Issue("tokenizer.files", "kind train needs files to train on");
       }
       if (t.vocab_size() < 258) {
-        Issue("tokenizer.vocab_size", "must be at least 258 (256 bytes, "
-              "eos_token and pad_token), is ", t.vocab_size());
+        Issue("tokenizer.vocab_size",
+              "must be at least 258 (256 bytes, "
+              "eos_token and pad_token), is ",
+              t.vocab_size());
       }
     }
   }
@@ -242,12 +247,11 @@ class Checker {
     }
     if (!c_.model().init().empty()) return;
     const int64_t positions = c_.model().max_positions();
-    const bool generates = HasStage(c_, "collect") || HasStage(c_, "ppo") ||
-                           HasStage(c_, "eval");
+    const bool generates =
+        HasStage(c_, "collect") || HasStage(c_, "ppo") || HasStage(c_, "eval");
     // Written as a difference: the sum could overflow.
-    if (generates &&
-        (g.max_prompt_tokens() > positions ||
-         g.max_new_tokens() > positions - g.max_prompt_tokens())) {
+    if (generates && (g.max_prompt_tokens() > positions ||
+                      g.max_new_tokens() > positions - g.max_prompt_tokens())) {
       Issue("generation.max_new_tokens", "max_prompt_tokens ",
             g.max_prompt_tokens(), " + max_new_tokens ", g.max_new_tokens(),
             " exceed model.max_positions ", positions);
@@ -290,8 +294,8 @@ class Checker {
                       r.address().find_first_not_of("0123456789", colon + 1) ==
                           std::string::npos;
     if (!port) {
-      Issue("reward.address", "kind grpc needs host:port, found '",
-            r.address(), "'");
+      Issue("reward.address", "kind grpc needs host:port, found '", r.address(),
+            "'");
     }
   }
 
@@ -301,9 +305,8 @@ class Checker {
       Issue(stage + ".train", "stage ", stage, " needs training files");
     }
     if (lm.optimizer().warmup_steps() > lm.steps()) {
-      Issue(stage + ".optimizer.warmup_steps",
-            lm.optimizer().warmup_steps(), " exceeds ", stage, ".steps ",
-            lm.steps());
+      Issue(stage + ".optimizer.warmup_steps", lm.optimizer().warmup_steps(),
+            " exceeds ", stage, ".steps ", lm.steps());
     }
   }
 
@@ -314,12 +317,14 @@ class Checker {
       }
       if (c_.collect().labeller() == "simulated" &&
           c_.reward().lexicon().empty()) {
-        Issue("reward.lexicon", "the simulated labeller of stage collect "
+        Issue("reward.lexicon",
+              "the simulated labeller of stage collect "
               "needs a lexicon file");
       }
       if (c_.collect().labeller() == "simulated" &&
           c_.tokenizer().kind() == "none") {
-        Issue("collect.labeller", "simulated scores text; tokenizer.kind none "
+        Issue("collect.labeller",
+              "simulated scores text; tokenizer.kind none "
               "has none");
       }
     }
@@ -330,7 +335,8 @@ class Checker {
     }
     if (c_.rm().normalize() != "none" && c_.rm().demonstrations().empty() &&
         c_.sft().train().empty()) {
-      Issue("rm.normalize", c_.rm().normalize(), " needs rm.demonstrations or "
+      Issue("rm.normalize", c_.rm().normalize(),
+            " needs rm.demonstrations or "
             "sft.train; or set it to none");
     }
   }
@@ -371,8 +377,8 @@ class Checker {
       Issue("ppo.unit_prompts", p.unit_prompts(),
             " does not divide ppo.prompts_per_step ", p.prompts_per_step());
     }
-    const int64_t answers = static_cast<int64_t>(p.prompts_per_step()) *
-                            p.samples_per_prompt();
+    const int64_t answers =
+        static_cast<int64_t>(p.prompts_per_step()) * p.samples_per_prompt();
     if (answers < p.minibatches()) {
       Issue("ppo.minibatches", p.minibatches(), " exceeds the ", answers,
             " answers of a step (prompts_per_step x samples_per_prompt)");
@@ -384,8 +390,8 @@ class Checker {
       Issue("ppo.samples_per_prompt", "must be at least 2 for estimator ",
             p.estimator(), ", which compares the answers to one prompt");
     }
-    const double optimizer_steps = static_cast<double>(p.steps()) *
-                                   p.epochs() * p.minibatches();
+    const double optimizer_steps =
+        static_cast<double>(p.steps()) * p.epochs() * p.minibatches();
     if (static_cast<double>(p.optimizer().warmup_steps()) > optimizer_steps) {
       Issue("ppo.optimizer.warmup_steps", p.optimizer().warmup_steps(),
             " exceeds the ", optimizer_steps,
@@ -418,7 +424,8 @@ class Checker {
     if (p.loss() == "gspo" &&
         (p.estimator() == "gae" || p.estimator() == "reinforce_pp")) {
       Issue("ppo.loss", "gspo needs one advantage per answer, estimator ",
-            p.estimator(), " gives one per token; use estimator rloo, grpo, "
+            p.estimator(),
+            " gives one per token; use estimator rloo, grpo, "
             "dr_grpo or reinforce_pp_baseline");
     }
     if (p.score_position() == "after_last" && p.estimator() != "gae") {
@@ -438,23 +445,25 @@ class Checker {
   void CheckPpoKl() {
     const auto& p = c_.ppo();
     if (p.kl_control() == "adaptive" && p.kl_coef() <= 0) {
-      Issue("ppo.kl_coef", "kl_control adaptive multiplies it, so it must not "
+      Issue("ppo.kl_coef",
+            "kl_control adaptive multiplies it, so it must not "
             "be 0");
     }
     if (p.kl_control() == "adaptive" && p.kl_target() <= 0) {
-      Issue("ppo.kl_target", "kl_control adaptive divides by it, so it must "
+      Issue("ppo.kl_target",
+            "kl_control adaptive divides by it, so it must "
             "not be 0");
     }
     // One update multiplies by 1 ± .2 · answers / horizon at most
     // (docs/algorithms.md §5.2): beyond 1 the coefficient turns negative.
-    const int64_t answers = static_cast<int64_t>(p.prompts_per_step()) *
-                            p.samples_per_prompt();
+    const int64_t answers =
+        static_cast<int64_t>(p.prompts_per_step()) * p.samples_per_prompt();
     if (p.kl_control() == "adaptive" &&
         0.2 * static_cast<double>(answers) > p.kl_horizon()) {
       Issue("ppo.kl_horizon", "must be at least a fifth of the ", answers,
             " answers of a step (prompts_per_step x samples_per_prompt) with "
-            "kl_control adaptive, is ", p.kl_horizon(),
-            ": the coefficient could turn negative");
+            "kl_control adaptive, is ",
+            p.kl_horizon(), ": the coefficient could turn negative");
     }
     if (p.kl_loss() == "none" && p.kl_loss_coef() > 0) {
       Issue("ppo.kl_loss_coef", "has no effect with kl_loss none");
@@ -469,7 +478,8 @@ class Checker {
     const auto& p = c_.ppo();
     if (p.ptx().coef() > 0 && p.ptx().train().empty() &&
         c_.pretrain().train().empty()) {
-      Issue("ppo.ptx.train", "ptx.coef above 0 needs files here or in "
+      Issue("ppo.ptx.train",
+            "ptx.coef above 0 needs files here or in "
             "pretrain.train");
     }
   }

@@ -77,8 +77,10 @@ class AlgorithmChecker {
                        p.is_mode() == "seq_mask" ||
                        p.is_mode() == "geometric_mask";
     if (p.is_low() > 0 && !masks) {
-      Issue("ppo.is_low", "belongs to is_mode token_mask, seq_mask and "
-            "geometric_mask, not to ", p.is_mode());
+      Issue("ppo.is_low",
+            "belongs to is_mode token_mask, seq_mask and "
+            "geometric_mask, not to ",
+            p.is_mode());
     }
     if (p.is_low() > p.is_high()) {
       Issue("ppo.is_low", p.is_low(), " exceeds ppo.is_high ", p.is_high());
@@ -86,7 +88,8 @@ class AlgorithmChecker {
     // The mask needs the behaviour log-probs, and with them comes the weight.
     if (p.off_policy_delta() > 0 && p.is_mode() == "none" &&
         c_.schedule().mode() != "sync" && p.prox() != "behaviour") {
-      Issue("ppo.off_policy_delta", "with is_mode none the weights of older "
+      Issue("ppo.off_policy_delta",
+            "with is_mode none the weights of older "
             "answers would be unbounded; choose an is_mode or prox behaviour");
     }
     if (p.is_high() == 0 && p.is_mode() != "none") {
@@ -95,7 +98,8 @@ class AlgorithmChecker {
     // Its ratio is that to the behaviour policy already.
     if (p.loss() == "prob_diff" && p.is_mode() != "auto" &&
         p.is_mode() != "none") {
-      Issue("ppo.is_mode", "loss prob_diff takes its ratio to the behaviour "
+      Issue("ppo.is_mode",
+            "loss prob_diff takes its ratio to the behaviour "
             "policy itself; set it to none");
     }
   }
@@ -104,12 +108,14 @@ class AlgorithmChecker {
     const auto& p = c_.ppo();
     const bool sync = c_.schedule().mode() == "sync";
     if (p.prox() == "interpolate" && sync) {
-      Issue("ppo.prox", "interpolate is for answers of older versions; in "
+      Issue("ppo.prox",
+            "interpolate is for answers of older versions; in "
             "schedule.mode sync there are none");
     }
     if (p.prox() == "behaviour" && p.is_mode() != "auto" &&
         p.is_mode() != "none") {
-      Issue("ppo.is_mode", p.is_mode(), " has no effect with prox behaviour: "
+      Issue("ppo.is_mode", p.is_mode(),
+            " has no effect with prox behaviour: "
             "the weight proximal / behaviour is 1");
     }
   }
@@ -117,7 +123,8 @@ class AlgorithmChecker {
   void CheckSelection() {
     const auto& p = c_.ppo();
     if (p.dynamic_sampling() && p.samples_per_prompt() < 2) {
-      Issue("ppo.dynamic_sampling", "compares the answers to one prompt; "
+      Issue("ppo.dynamic_sampling",
+            "compares the answers to one prompt; "
             "ppo.samples_per_prompt must be at least 2");
     }
     if (p.train_prompts() > 0 && !p.dynamic_sampling()) {
@@ -140,12 +147,14 @@ class AlgorithmChecker {
       return;
     }
     if (p.overlong_cache() > maximum) {
-      Issue("ppo.overlong_cache", p.overlong_cache(), " exceeds the ",
-            maximum, " tokens of the full penalty");
+      Issue("ppo.overlong_cache", p.overlong_cache(), " exceeds the ", maximum,
+            " tokens of the full penalty");
     } else if (maximum - p.overlong_cache() >= longest) {
       Issue("ppo.overlong_max", "the penalty begins after ",
-            maximum - p.overlong_cache(), " tokens, no answer is longer than "
-            "generation.max_new_tokens ", longest);
+            maximum - p.overlong_cache(),
+            " tokens, no answer is longer than "
+            "generation.max_new_tokens ",
+            longest);
     }
   }
 

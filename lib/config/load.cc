@@ -101,8 +101,7 @@ class Loader {
                      });
     std::vector<std::string> lines;
     for (const Problem& problem : problems_) {
-      lines.push_back(absl::StrCat(problem.place.label, ": ",
-                                   problem.message));
+      lines.push_back(absl::StrCat(problem.place.label, ": ", problem.message));
     }
     return absl::InvalidArgumentError(absl::StrJoin(lines, "\n"));
   }
@@ -163,10 +162,10 @@ class Loader {
     const auto* descriptor = message.GetDescriptor();
     const FieldDescriptor* field = descriptor->FindFieldByName(key.text);
     if (field == nullptr) {
-      Report(PlaceOf(key),
-             absl::StrCat("unknown field '",
-                          config::JoinField(prefix, key.text), "'",
-                          config::DidYouMean(key.text, *descriptor)));
+      Report(
+          PlaceOf(key),
+          absl::StrCat("unknown field '", config::JoinField(prefix, key.text),
+                       "'", config::DidYouMean(key.text, *descriptor)));
     }
     return field;
   }
@@ -227,9 +226,8 @@ class Loader {
                   const std::string& path, const FieldDescriptor& field,
                   Message* message) {
     // "init:" means the empty text; numbers have no such value.
-    const bool empty_text =
-        value.kind == YamlNode::Kind::kNull &&
-        field.cpp_type() == FieldDescriptor::CPPTYPE_STRING;
+    const bool empty_text = value.kind == YamlNode::Kind::kNull &&
+                            field.cpp_type() == FieldDescriptor::CPPTYPE_STRING;
     if (value.kind != YamlNode::Kind::kScalar && !empty_text) {
       Mismatch(place, path, config::ExpectedName(field), value);
       return;
@@ -237,8 +235,7 @@ class Loader {
     const absl::Status status = config::StoreScalar(
         ScalarText{value.text, value.quoted}, field, message);
     if (!status.ok()) {
-      Report(place,
-             absl::StrCat(path, ": ", std::string(status.message())));
+      Report(place, absl::StrCat(path, ": ", std::string(status.message())));
     }
   }
 
@@ -303,9 +300,9 @@ absl::StatusOr<std::string> ReadText(const LoadOptions& options) {
   Fs& fs = Fs::Real();
   COX_ASSIGN_OR_RETURN(const uint64_t bytes, fs.FileSize(options.path));
   if (bytes > kMaxFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(options.path, ": ", bytes, " bytes, at most ",
-                     kMaxFileBytes, " are read"));
+    return absl::InvalidArgumentError(absl::StrCat(options.path, ": ", bytes,
+                                                   " bytes, at most ",
+                                                   kMaxFileBytes, " are read"));
   }
   return fs.ReadAll(options.path);
 }

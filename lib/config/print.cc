@@ -44,8 +44,7 @@ std::vector<std::string> Differences(const cox::v1::RunConfig& a,
     const std::string& before = values[next++];
     const std::string after = config::FormatValue(*leaf.message, *leaf.field);
     if (before == after || (leaf.resumable && !with_resumable)) return;
-    differences.push_back(
-        absl::StrCat(leaf.path, ": ", before, " -> ", after));
+    differences.push_back(absl::StrCat(leaf.path, ": ", before, " -> ", after));
   });
   return differences;
 }

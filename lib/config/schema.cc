@@ -177,16 +177,14 @@ std::string_view ExpectedName(const FieldDescriptor& field) {
 
 std::string TypeName(const FieldDescriptor& field) {
   if (IsSection(field)) return "section";
-  const std::string_view element = field.cpp_type() == CppType::CPPTYPE_BOOL
-                                       ? "true or false"
-                                   : field.cpp_type() == CppType::CPPTYPE_STRING
-                                       ? "text"
-                                   : field.cpp_type() == CppType::CPPTYPE_DOUBLE
-                                       ? "number"
-                                       : "integer";
-  return field.is_repeated() ? absl::StrCat("list of ", std::string(element),
-                                            "s")
-                             : std::string(element);
+  const std::string_view element =
+      field.cpp_type() == CppType::CPPTYPE_BOOL     ? "true or false"
+      : field.cpp_type() == CppType::CPPTYPE_STRING ? "text"
+      : field.cpp_type() == CppType::CPPTYPE_DOUBLE ? "number"
+                                                    : "integer";
+  return field.is_repeated()
+             ? absl::StrCat("list of ", std::string(element), "s")
+             : std::string(element);
 }
 
 absl::Status StoreScalar(ScalarText value, const FieldDescriptor& field,
@@ -271,9 +269,8 @@ std::string QuoteText(std::string_view text) {
   };
   const bool letter_first =
       !text.empty() && ((text[0] >= 'a' && text[0] <= 'z') || text[0] == '/');
-  static constexpr std::string_view kWords[] = {"true", "false", "null", "yes",
-                                                "no",   "on",    "off",  "y",
-                                                "n"};
+  static constexpr std::string_view kWords[] = {
+      "true", "false", "null", "yes", "no", "on", "off", "y", "n"};
   if (letter_first && std::all_of(text.begin(), text.end(), is_plain) &&
       std::find(std::begin(kWords), std::end(kWords), text) ==
           std::end(kWords)) {

@@ -251,8 +251,8 @@ absl::StatusOr<PromptExample> PromptFromRow(const RowTokenizer& part,
       example.text = PromptText(row);
   }
   COX_ASSIGN_OR_RETURN(PromptIds prompt, row.kind == RowKind::kMessages
-                                               ? part.Prompt(example.text)
-                                               : part.Prompt());
+                                             ? part.Prompt(example.text)
+                                             : part.Prompt());
   example.ids = std::move(prompt.ids);
   example.instruction_ids = std::move(prompt.instruction_ids);
   if (example.ids.empty()) {

@@ -47,8 +47,9 @@ absl::StatusOr<std::optional<ChatTemplateOptions>> ReadChatTemplate(
     }
   }
   if (text == nullptr || !text->is_string()) {
-    return Bad("chat_template: expected a text, or a list with one called "
-               "'default'");
+    return Bad(
+        "chat_template: expected a text, or a list with one called "
+        "'default'");
   }
   ChatTemplateOptions options;
   options.template_text = text->get<std::string>();

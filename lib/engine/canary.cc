@@ -31,8 +31,8 @@ absl::StatusOr<std::vector<float>> CanaryLogprobs(ScoreEngine* engine) {
   for (int64_t j = 0; j + 1 < length; ++j) {
     const float value = output.logprobs[static_cast<size_t>(j)];
     if (!std::isfinite(value) || value > 0.0f) {
-      return absl::InternalError(absl::StrCat(
-          "canary: log-prob of token ", j + 1, " is ", value));
+      return absl::InternalError(
+          absl::StrCat("canary: log-prob of token ", j + 1, " is ", value));
     }
     values.push_back(value);
   }
@@ -43,16 +43,15 @@ absl::Status CompareCanary(std::span<const float> found,
                            std::span<const float> expected, float bound) {
   if (expected.empty()) return absl::OkStatus();
   if (found.size() != expected.size()) {
-    return absl::DataLossError(absl::StrCat("canary: expected ",
-                                            expected.size(), " values, found ",
-                                            found.size()));
+    return absl::DataLossError(absl::StrCat(
+        "canary: expected ", expected.size(), " values, found ", found.size()));
   }
   for (size_t i = 0; i < found.size(); ++i) {
     // Written so that NaN does not pass.
     if (!(std::fabs(found[i] - expected[i]) <= bound)) {
-      return absl::DataLossError(absl::StrCat(
-          "canary: log-prob of token ", i + 1, ": expected ", expected[i],
-          " within ", bound, ", found ", found[i]));
+      return absl::DataLossError(
+          absl::StrCat("canary: log-prob of token ", i + 1, ": expected ",
+                       expected[i], " within ", bound, ", found ", found[i]));
     }
   }
   return absl::OkStatus();

@@ -79,10 +79,10 @@ class ScoreEngine {
 };
 
 struct GenerateRequest {
-  std::vector<std::vector<int32_t>> prompts;  // not empty each
+  std::vector<std::vector<int32_t>> prompts;       // not empty each
   std::vector<std::vector<int32_t>> instructions;  // encoder-decoder only
-  std::vector<uint64_t> prompt_ids;      // RNG key, one per row
-  std::vector<uint64_t> sample_indices;  // RNG key, one per row
+  std::vector<uint64_t> prompt_ids;                // RNG key, one per row
+  std::vector<uint64_t> sample_indices;            // RNG key, one per row
   uint64_t seed = 0;
   int64_t max_new_tokens = 0;
   int32_t pad_id = 0;
@@ -101,8 +101,8 @@ struct GenerateRequest {
   std::function<void(int64_t row, int32_t token)> on_token;
 };
 struct GenerateResult {
-  std::vector<std::vector<int32_t>> tokens;    // with the one that stops
-  std::vector<std::vector<float>> logprobs;    // behaviour log-probs
+  std::vector<std::vector<int32_t>> tokens;  // with the one that stops
+  std::vector<std::vector<float>> logprobs;  // behaviour log-probs
   std::vector<FinishReason> finish;
 };
 
@@ -158,12 +158,11 @@ class TrainEngine : public ScoreEngine {
   using LogprobLoss = std::function<absl::Status(const LogprobOutput& output,
                                                  LogprobGradient* gradient)>;
   virtual absl::Status AccumulateLogprobs(const TokenBatch& batch,
-                                          double temperature,
-                                          bool want_entropy,
+                                          double temperature, bool want_entropy,
                                           const LogprobLoss& loss) = 0;
   // outputs [B, L] (Values) or [B] (Scores), gradient of the same size.
-  using ScalarLoss = std::function<absl::Status(
-      std::span<const float> output, std::span<float> gradient)>;
+  using ScalarLoss = std::function<absl::Status(std::span<const float> output,
+                                                std::span<float> gradient)>;
   virtual absl::Status AccumulateValues(const TokenBatch& batch,
                                         const ScalarLoss& loss) = 0;
   virtual absl::Status AccumulateScores(const TokenBatch& batch,

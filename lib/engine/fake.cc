@@ -296,9 +296,8 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
   }
   RowOutput Row(const TokenBatch& batch, size_t i, double temperature) const {
     return LogSoftmax(
-        network_.Logits(parameters_,
-                        network_.Hidden(parameters_, batch.ids[i],
-                                        Position(batch, i))),
+        network_.Logits(parameters_, network_.Hidden(parameters_, batch.ids[i],
+                                                     Position(batch, i))),
         temperature, batch.ids[i + 1]);
   }
   double ValueAt(const TokenBatch& batch, size_t i) const {

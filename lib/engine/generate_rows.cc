@@ -10,9 +10,8 @@ namespace {
 
 absl::Status CheckCount(std::string_view name, size_t found, size_t expected) {
   if (found == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(std::string(name), ": expected ", expected,
-                   " rows, found ", found));
+  return absl::InvalidArgumentError(absl::StrCat(
+      std::string(name), ": expected ", expected, " rows, found ", found));
 }
 
 absl::Status CheckSequences(std::string_view name,
@@ -26,9 +25,8 @@ absl::Status CheckSequences(std::string_view name,
           absl::StrCat(std::string(name), ": row ", b, " is empty"));
     }
     // The last new token is never fed back, so it needs no position.
-    const int64_t positions =
-        static_cast<int64_t>(rows[b].size()) + std::max<int64_t>(
-            new_tokens - 1, 0);
+    const int64_t positions = static_cast<int64_t>(rows[b].size()) +
+                              std::max<int64_t>(new_tokens - 1, 0);
     if (bounded && positions > config.max_positions) {
       return absl::InvalidArgumentError(absl::StrCat(
           std::string(name), ": row ", b, " with ", rows[b].size(),
@@ -51,8 +49,8 @@ absl::Status CheckSequences(std::string_view name,
 absl::Status ValidateGenerateRequest(const GenerateRequest& request,
                                      const ModelConfig& config) {
   const size_t rows = request.prompts.size();
-  COX_RETURN_IF_ERROR(CheckCount("prompt_ids", request.prompt_ids.size(),
-                                 rows));
+  COX_RETURN_IF_ERROR(
+      CheckCount("prompt_ids", request.prompt_ids.size(), rows));
   COX_RETURN_IF_ERROR(
       CheckCount("sample_indices", request.sample_indices.size(), rows));
   if (config.head != HeadKind::kLanguageModel) {
@@ -60,9 +58,8 @@ absl::Status ValidateGenerateRequest(const GenerateRequest& request,
         "generate: the model has a scalar head");
   }
   if (request.max_new_tokens < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_new_tokens: expected >= 1, found ",
-                     request.max_new_tokens));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_new_tokens: expected >= 1, found ", request.max_new_tokens));
   }
   COX_RETURN_IF_ERROR(request.sampling.Validate());
   if (!request.lengths.empty()) {
@@ -127,13 +124,11 @@ absl::Status GenerateRows::Sample(int64_t row, std::span<const float> logits) {
       logits, scheduled ? RowSampling(request_, r) : request_.sampling, context,
       position);
   if (!processed.ok()) {
-    return Annotate(processed, absl::StrCat("row ", row, ", token ",
-                                            position));
+    return Annotate(processed, absl::StrCat("row ", row, ", token ", position));
   }
-  SampledToken drawn = sampler_.Draw(
-      TokenUniform(request_.seed, request_.prompt_ids[r],
-                   request_.sample_indices[r],
-                   static_cast<uint64_t>(position)));
+  SampledToken drawn = sampler_.Draw(TokenUniform(
+      request_.seed, request_.prompt_ids[r], request_.sample_indices[r],
+      static_cast<uint64_t>(position)));
   if (scheduled && position + 1 == request_.lengths[r]) {
     drawn.token = request_.sampling.eos_ids[0];
     drawn.logprob = sampler_.Logprob(drawn.token);

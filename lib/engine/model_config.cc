@@ -82,9 +82,9 @@ class Reader {
     const Json* value = Find(key);
     if (value == nullptr) {
       if (!missing.has_value()) {
-        Fail(absl::InvalidArgumentError(absl::StrCat(
-            "config.json: ", std::string(key),
-            ": expected an integer, found nothing")));
+        Fail(absl::InvalidArgumentError(
+            absl::StrCat("config.json: ", std::string(key),
+                         ": expected an integer, found nothing")));
       }
       return missing.value_or(0);
     }
@@ -251,8 +251,8 @@ void ReadLlamaFamily(Reader& in, ModelConfig& config) {
   config.kv_heads = in.Int("num_key_value_heads", config.heads);
   // Qwen3's head_dim does not follow from the width; 128 is its default.
   int64_t derived = config.heads > 0 ? config.hidden / config.heads : 0;
-  config.head_dim = in.Int(
-      "head_dim", config.family == ModelFamily::kQwen3 ? 128 : derived);
+  config.head_dim =
+      in.Int("head_dim", config.family == ModelFamily::kQwen3 ? 128 : derived);
   config.max_positions = in.Int("max_position_embeddings", 2048);
   config.norm_eps = in.Double("rms_norm_eps", 1e-6);
   config.tied_embeddings = in.Bool("tie_word_embeddings", false);
@@ -291,9 +291,8 @@ void ReadHead(Reader& in, ModelConfig& config) {
       return;
     }
     for (const Json& name : *architectures) {
-      if (name.is_string() &&
-          absl::StrContains(name.get<std::string>(),
-                            "ForSequenceClassification")) {
+      if (name.is_string() && absl::StrContains(name.get<std::string>(),
+                                                "ForSequenceClassification")) {
         config.head = HeadKind::kScalar;
       }
     }
@@ -396,8 +395,7 @@ absl::Status CheckRange(std::string_view key, int64_t value, int64_t low,
 absl::Status CheckRope(const ModelConfig& c) {
   if (c.head_dim % 2 != 0) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "model config: head_dim: expected an even number, found ",
-        c.head_dim));
+        "model config: head_dim: expected an even number, found ", c.head_dim));
   }
   if (!(c.rope_theta > 0) || !std::isfinite(c.rope_theta)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -406,24 +404,23 @@ absl::Status CheckRope(const ModelConfig& c) {
   if (!c.rope_scaling.has_value()) return absl::OkStatus();
   const RopeScaling& s = *c.rope_scaling;
   const double attention = s.attention_factor.value_or(1.0);
-  if (!(s.factor > 0) || !std::isfinite(s.factor) ||
-      !(s.beta_slow > 0) || !(s.beta_fast >= s.beta_slow) ||
-      !(attention > 0) || !std::isfinite(attention)) {
+  if (!(s.factor > 0) || !std::isfinite(s.factor) || !(s.beta_slow > 0) ||
+      !(s.beta_fast >= s.beta_slow) || !(attention > 0) ||
+      !std::isfinite(attention)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "model config: rope_scaling: expected factor > 0, attention_factor > "
         "0 and 0 < beta_slow <= beta_fast, found ",
         s.factor, ", ", attention, ", ", s.beta_slow, ", ", s.beta_fast));
   }
   if (s.kind == RopeKind::kLinear) return absl::OkStatus();
-  if (!(s.low_freq_factor > 0) ||
-      !(s.high_freq_factor > s.low_freq_factor) ||
+  if (!(s.low_freq_factor > 0) || !(s.high_freq_factor > s.low_freq_factor) ||
       s.original_max_position <= 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "model config: rope_scaling: expected "
-        "0 < low_freq_factor < high_freq_factor and "
-        "original_max_position_embeddings > 0, found ",
-        s.low_freq_factor, ", ", s.high_freq_factor, ", ",
-        s.original_max_position));
+    return absl::InvalidArgumentError(
+        absl::StrCat("model config: rope_scaling: expected "
+                     "0 < low_freq_factor < high_freq_factor and "
+                     "original_max_position_embeddings > 0, found ",
+                     s.low_freq_factor, ", ", s.high_freq_factor, ", ",
+                     s.original_max_position));
   }
   return absl::OkStatus();
 }
@@ -460,9 +457,15 @@ absl::StatusOr<ModelConfig> ModelConfig::FromJson(
   config.family = names->family;
   config.vocab_size = in.Int("vocab_size", std::nullopt);
   switch (config.family) {
-    case ModelFamily::kGpt2: ReadGpt2(in, config); break;
-    case ModelFamily::kInstructEncdec: ReadEncdec(in, config); break;
-    default: ReadLlamaFamily(in, config); break;
+    case ModelFamily::kGpt2:
+      ReadGpt2(in, config);
+      break;
+    case ModelFamily::kInstructEncdec:
+      ReadEncdec(in, config);
+      break;
+    default:
+      ReadLlamaFamily(in, config);
+      break;
   }
   ReadHead(in, config);
   ReadTokenIds(in, config);
@@ -475,9 +478,8 @@ std::string ModelConfig::ToJson() const {
   const FamilyNames& names = NamesOf(family);
   Json out;
   out["model_type"] = std::string(names.model_type);
-  out["architectures"] = Json::array(
-      {std::string(head == HeadKind::kScalar ? names.scalar
-                                             : names.language_model)});
+  out["architectures"] = Json::array({std::string(
+      head == HeadKind::kScalar ? names.scalar : names.language_model)});
   out["vocab_size"] = vocab_size;
   out["tie_word_embeddings"] = tied_embeddings;
   out["torch_dtype"] = "float32";
@@ -514,8 +516,8 @@ absl::Status ModelConfig::Validate() const {
       CheckRange("intermediate size", intermediate, 1, kMaxDimension));
   COX_RETURN_IF_ERROR(
       CheckRange("max positions", max_positions, 1, kMaxDimension));
-  COX_RETURN_IF_ERROR(CheckRange("heads * head_dim", heads * head_dim, 1,
-                                 kMaxDimension));
+  COX_RETURN_IF_ERROR(
+      CheckRange("heads * head_dim", heads * head_dim, 1, kMaxDimension));
   if (heads % kv_heads != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("model config: kv_heads: expected a divisor of ", heads,
@@ -529,8 +531,8 @@ absl::Status ModelConfig::Validate() const {
     return absl::InvalidArgumentError(
         "model config: cox_reward_gain and cox_reward_bias: expected finite");
   }
-  bool learned_positions = family == ModelFamily::kGpt2 ||
-                           family == ModelFamily::kInstructEncdec;
+  bool learned_positions =
+      family == ModelFamily::kGpt2 || family == ModelFamily::kInstructEncdec;
   if (learned_positions && heads * head_dim != hidden) {
     return absl::InvalidArgumentError(
         absl::StrCat("model config: hidden size: expected a multiple of ",

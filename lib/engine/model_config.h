@@ -101,8 +101,10 @@ double SineFillValue(const TensorInfo& tensor, int64_t k, int64_t n, double a,
 
 // The same trunk with another head: tensors are copied by name; the new
 // head is initialised from `seed` unless `from` carries it.
-absl::StatusOr<std::shared_ptr<const Snapshot>> WithHead(
-    const Snapshot& from, HeadKind head, std::string model, uint64_t seed);
+absl::StatusOr<std::shared_ptr<const Snapshot>> WithHead(const Snapshot& from,
+                                                         HeadKind head,
+                                                         std::string model,
+                                                         uint64_t seed);
 
 }  // namespace cox
 

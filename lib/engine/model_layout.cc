@@ -140,8 +140,7 @@ bool IsResidualProjection(std::string_view name) {
 // under every head.
 void InitializeTensor(const ModelConfig& config, uint64_t seed,
                       const std::string& name,
-                      const std::vector<int64_t>& shape,
-                      std::span<float> out) {
+                      const std::vector<int64_t>& shape, std::span<float> out) {
   if (name.ends_with(".bias") || shape.size() < 2) {
     std::fill(out.begin(), out.end(), name.ends_with(".bias") ? 0.0f : 1.0f);
     return;
@@ -151,8 +150,8 @@ void InitializeTensor(const ModelConfig& config, uint64_t seed,
     // docs/algorithms.md §4.
     scale = 1.0 / std::sqrt(static_cast<double>(config.hidden) + 1.0);
   } else if (IsResidualProjection(name)) {
-    int64_t layers = name.starts_with("encoder.") ? config.encoder_layers
-                                                  : config.layers;
+    int64_t layers =
+        name.starts_with("encoder.") ? config.encoder_layers : config.layers;
     scale /= std::sqrt(2.0 * static_cast<double>(layers));
   }
   CounterRng rng(seed, "init/" + name);
@@ -212,8 +211,8 @@ void SineFill(const ModelConfig& config, double a, double b,
     const TensorInfo& tensor = layout.tensors[k];
     for (int64_t n = 0; n < ElementCount(tensor.shape); ++n) {
       parameters[tensor.offset / sizeof(float) + static_cast<size_t>(n)] =
-          static_cast<float>(SineFillValue(tensor, static_cast<int64_t>(k), n,
-                                           a, b));
+          static_cast<float>(
+              SineFillValue(tensor, static_cast<int64_t>(k), n, a, b));
     }
   }
 }
@@ -225,8 +224,10 @@ double SineFillValue(const TensorInfo& tensor, int64_t k, int64_t n, double a,
   return tensor.shape.size() < 2 ? 1.0 + 0.1 * s : 0.2 * s;
 }
 
-absl::StatusOr<std::shared_ptr<const Snapshot>> WithHead(
-    const Snapshot& from, HeadKind head, std::string model, uint64_t seed) {
+absl::StatusOr<std::shared_ptr<const Snapshot>> WithHead(const Snapshot& from,
+                                                         HeadKind head,
+                                                         std::string model,
+                                                         uint64_t seed) {
   COX_ASSIGN_OR_RETURN(ModelConfig config,
                        ModelConfig::FromJson(from.manifest.config_json));
   if (config.head != head) {
@@ -248,20 +249,19 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> WithHead(
         return absl::FailedPreconditionError(
             absl::StrCat("new head: tensor ", tensor.name, " is missing"));
       }
-      InitializeTensor(
-          config, seed, tensor.name, tensor.shape,
-          arena->floats().subspan(
-              tensor.offset / sizeof(float),
-              static_cast<size_t>(ElementCount(tensor.shape))));
+      InitializeTensor(config, seed, tensor.name, tensor.shape,
+                       arena->floats().subspan(
+                           tensor.offset / sizeof(float),
+                           static_cast<size_t>(ElementCount(tensor.shape))));
       continue;
     }
     const TensorInfo& found = *source->second;
     if (found.shape != tensor.shape || found.dtype != DType::kF32) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "new head: tensor ", tensor.name, ": expected F32 [",
-          absl::StrJoin(tensor.shape, ", "), "], found ",
-          std::string(DTypeName(found.dtype)), " [",
-          absl::StrJoin(found.shape, ", "), "]"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("new head: tensor ", tensor.name, ": expected F32 [",
+                       absl::StrJoin(tensor.shape, ", "), "], found ",
+                       std::string(DTypeName(found.dtype)), " [",
+                       absl::StrJoin(found.shape, ", "), "]"));
     }
     COX_ASSIGN_OR_RETURN(auto bytes, from.Tensor(tensor.name));
     std::memcpy(arena->bytes().data() + tensor.offset, bytes.data(),

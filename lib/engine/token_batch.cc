@@ -36,9 +36,9 @@ absl::Status CheckRows(const Ragged& rows, const ModelConfig& config) {
                        rows.length, ", found ", length));
     }
     if (bounded && length > config.max_positions) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          name, ": row ", b, " has ", length, " tokens, the model takes ",
-          config.max_positions));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": row ", b, " has ", length,
+                       " tokens, the model takes ", config.max_positions));
     }
     for (int64_t j = 0; j < length; ++j) {
       const int32_t id = rows.ids[static_cast<size_t>(b * rows.length + j)];
@@ -83,9 +83,8 @@ absl::Status TokenBatch::Validate(const ModelConfig& config) const {
         absl::StrCat("dropout: expected 0 <= p < 1, found ", dropout));
   }
   if (dropout > 0 && static_cast<int64_t>(dropout_keys.size()) != batch) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("dropout_keys: expected ", batch, ", found ",
-                     dropout_keys.size()));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "dropout_keys: expected ", batch, ", found ", dropout_keys.size()));
   }
   if (config.family == ModelFamily::kInstructEncdec) {
     return CheckRows({"instructions", batch, instruction_length,

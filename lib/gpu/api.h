@@ -30,24 +30,24 @@ struct CoxGpuSample {
   double min_p;
   const int64_t* device_forbidden;  // [forbidden]
   int64_t forbidden;
-  const int64_t* device_eos;        // [eos], forbidden before min_new_tokens
+  const int64_t* device_eos;  // [eos], forbidden before min_new_tokens
   int64_t eos;
-  const int64_t* device_min_new;    // [rows]
+  const int64_t* device_min_new;  // [rows]
   uint64_t seed;
   const uint64_t* device_prompt_ids;      // [rows]
   const uint64_t* device_sample_indices;  // [rows]
-  const int64_t* device_steps;  // [rows], tokens drawn so far
-  int64_t* device_tokens;       // [rows], out; -1 = no valid token
-  float* device_logprobs;       // [rows], out
+  const int64_t* device_steps;            // [rows], tokens drawn so far
+  int64_t* device_tokens;                 // [rows], out; -1 = no valid token
+  float* device_logprobs;                 // [rows], out
 };
 
 struct CoxGpuRotaryCache {
   int type;  // CoxGpuType of q, k, v and the cache
   int64_t rows, heads, kv_heads, head_dim, capacity;
-  void* device_q;                   // [rows, heads * head_dim], in place
-  const void* device_k;             // [rows, kv_heads * head_dim]
+  void* device_q;        // [rows, heads * head_dim], in place
+  const void* device_k;  // [rows, kv_heads * head_dim]
   const void* device_v;
-  const float* device_cos;          // [rows, head_dim], or null
+  const float* device_cos;  // [rows, head_dim], or null
   const float* device_sin;
   const int64_t* device_positions;  // [rows]
   void* device_keys;                // [slots, kv_heads, capacity, head_dim]
@@ -90,8 +90,7 @@ struct CoxGpuApi {
   int (*adam)(const struct CoxGpuAdam* args, void* stream);
   // device_sum [1] = sum of squares; device_scratch [1024].
   int (*squared_norm)(const float* device_values, int64_t count,
-                      double* device_scratch, double* device_sum,
-                      void* stream);
+                      double* device_scratch, double* device_sum, void* stream);
   const char* (*error_text)(int error);
 
   // LibTorch's side. Names the device, "NVIDIA H200, 141 GB, sm_90"; returns

@@ -1,10 +1,9 @@
 // Fused kernels: launches of the arithmetic in sample_math.h and kernel_math.h.
 
-#include "lib/gpu/kernels.h"
-
 #include <cuda_runtime.h>
 
 #include "lib/gpu/kernel_math.h"
+#include "lib/gpu/kernels.h"
 #include "lib/gpu/sample_math.h"
 
 namespace cox::gpu {
@@ -142,8 +141,7 @@ __global__ void AttendKernel(CoxGpuAttend a) {
   const int64_t row = blockIdx.x;
   const int64_t head = blockIdx.y;
   const int64_t kv_head = head / (a.heads / a.kv_heads);
-  const int64_t base =
-      (row * a.kv_heads + kv_head) * a.capacity * a.head_dim;
+  const int64_t base = (row * a.kv_heads + kv_head) * a.capacity * a.head_dim;
   const int64_t at = (row * a.heads + head) * a.head_dim;
   AttendArgs<T> args;
   args.q = static_cast<const T*>(a.device_q) + at;
@@ -162,9 +160,8 @@ struct Factors {
 };
 
 __global__ void AdamKernel(CoxGpuAdam a) {
-  const Factors f = {a.keep,       a.beta1, a.beta2,
-                     a.take1,      a.take2, a.grad_scale,
-                     a.root_scale, a.rate,  a.eps};
+  const Factors f = {a.keep,       a.beta1,      a.beta2, a.take1, a.take2,
+                     a.grad_scale, a.root_scale, a.rate,  a.eps};
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
   Bf16* copy = static_cast<Bf16*>(a.device_bf16);
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.count;
@@ -216,8 +213,7 @@ int LaunchAttend(const CoxGpuAttend& args, cudaStream_t stream) {
 }  // namespace
 
 int LaunchSample(const CoxGpuSample* batch, void* stream) {
-  SampleKernel<<<Blocks(batch->rows), kMaxThreads, 0, Stream(stream)>>>(
-      *batch);
+  SampleKernel<<<Blocks(batch->rows), kMaxThreads, 0, Stream(stream)>>>(*batch);
   return cudaGetLastError();
 }
 
@@ -254,8 +250,8 @@ int LaunchAttend(const CoxGpuAttend* args, void* stream) {
 
 int LaunchAdam(const CoxGpuAdam* args, void* stream) {
   const int64_t blocks = (args->count + 255) / 256;
-  AdamKernel<<<Blocks(blocks < 4096 ? blocks : 4096), 256, 0,
-               Stream(stream)>>>(*args);
+  AdamKernel<<<Blocks(blocks < 4096 ? blocks : 4096), 256, 0, Stream(stream)>>>(
+      *args);
   return cudaGetLastError();
 }
 

@@ -84,10 +84,10 @@ TorchCuda FindTorchCuda() {
     out.path = JoinPath(input.loaded_torch, "libtorch_cuda.so");
   }
   if (out.path.empty() || !Fs::Real().Exists(out.path)) {
-    out.problem = absl::StrCat("libtorch_cuda.so is not beside LibTorch (",
-                               input.loaded_torch.empty() ? "none is loaded"
-                                                          : input.loaded_torch,
-                               "); run tools/setup.sh");
+    out.problem = absl::StrCat(
+        "libtorch_cuda.so is not beside LibTorch (",
+        input.loaded_torch.empty() ? "none is loaded" : input.loaded_torch,
+        "); run tools/setup.sh");
     return out;
   }
   const absl::StatusOr<ElfWalk> walk = WalkElfNeeds(out.path, folders);
@@ -101,10 +101,9 @@ TorchCuda FindTorchCuda() {
     for (const MissingLibrary& library : walk->missing) {
       names.push_back(library.name);
     }
-    out.problem =
-        absl::StrCat("libtorch_cuda.so needs ", absl::StrJoin(names, ", "),
-                     ", not found in ", DescribeCudaSearch(input), "; ",
-                     kRemedy);
+    out.problem = absl::StrCat("libtorch_cuda.so needs ",
+                               absl::StrJoin(names, ", "), ", not found in ",
+                               DescribeCudaSearch(input), "; ", kRemedy);
   }
   return out;
 }
@@ -164,13 +163,15 @@ absl::StatusOr<const CoxGpuApi*> OpenGpuPlugin(const std::string& path) {
   using Find = const CoxGpuApi* (*)(uint32_t);
   const auto find = reinterpret_cast<Find>(dlsym(library, "cox_gpu_api"));
   if (find == nullptr) {
-    return Missing(absl::StrCat(path, " is no plugin of Coxswain: cox_gpu_api "
-                                      "is not in it"));
+    return Missing(absl::StrCat(path,
+                                " is no plugin of Coxswain: cox_gpu_api "
+                                "is not in it"));
   }
   const CoxGpuApi* api = find(COX_GPU_API_VERSION);
   if (api == nullptr || api->size != sizeof(CoxGpuApi)) {
-    return Missing(absl::StrCat(path, " is of another version than this "
-                                      "program (expected ",
+    return Missing(absl::StrCat(path,
+                                " is of another version than this "
+                                "program (expected ",
                                 COX_GPU_API_VERSION, "); build both together"));
   }
   char text[256] = "";

@@ -79,7 +79,7 @@ inline constexpr uint32_t kRemovedKey = 0x007fffffu;  // FloatKey(-inf)
 // `last_equal`.
 struct SampleRow {
   const float* logits;
-  double top;          // largest logit
+  double top;  // largest logit
   double temperature;
   uint32_t floor;
   int64_t last_equal;
@@ -90,8 +90,7 @@ COX_HD bool Stays(const SampleRow& row, int64_t id) {
   return key > row.floor || (key == row.floor && id <= row.last_equal);
 }
 COX_HD double Weight(const SampleRow& row, int64_t id) {
-  return exp((static_cast<double>(row.logits[id]) - row.top) /
-             row.temperature);
+  return exp((static_cast<double>(row.logits[id]) - row.top) / row.temperature);
 }
 
 // Largest key so that at least k tokens have it or a larger one.

@@ -45,8 +45,7 @@ struct Frame {
   }
   double Y(double v) const {
     const double span = y.hi > y.lo ? y.hi - y.lo : 1;
-    return kHeight - kBottom -
-           (v - y.lo) / span * (kHeight - kTop - kBottom);
+    return kHeight - kBottom - (v - y.lo) / span * (kHeight - kTop - kBottom);
   }
 };
 
@@ -93,12 +92,11 @@ std::string Axes(const Frame& frame, const ChartOptions& options) {
     const std::string x = Coord(frame.X(xs[i]));
     absl::StrAppend(&out, "<line class=\"axis\" x1=\"", x, "\" x2=\"", x,
                     "\" y1=\"", base, "\" y2=\"", base + 4, "\"/>");
-    absl::StrAppend(&out, "<text class=\"tick\" text-anchor=\"middle\" x=\"",
-                    x, "\" y=\"", base + 16, "\">", x_labels[i], "</text>");
+    absl::StrAppend(&out, "<text class=\"tick\" text-anchor=\"middle\" x=\"", x,
+                    "\" y=\"", base + 16, "\">", x_labels[i], "</text>");
   }
   absl::StrAppend(&out, "<line class=\"axis\" x1=\"", kLeft, "\" x2=\"",
-                  kWidth - kRight, "\" y1=\"", base, "\" y2=\"", base,
-                  "\"/>");
+                  kWidth - kRight, "\" y1=\"", base, "\" y2=\"", base, "\"/>");
   absl::StrAppend(&out, "<text class=\"label\" text-anchor=\"end\" x=\"",
                   kWidth - kRight, "\" y=\"", kHeight - 4, "\">",
                   EscapeHtml(options.x_label), "</text>");
@@ -113,9 +111,8 @@ std::vector<ChartPoint> Thin(const std::vector<ChartPoint>& points) {
   const size_t bucket = points.size() / (kMaxLinePoints / 2) + 1;
   for (size_t i = 0; i < points.size(); i += bucket) {
     const auto begin = points.begin() + static_cast<std::ptrdiff_t>(i);
-    const auto end =
-        points.begin() +
-        static_cast<std::ptrdiff_t>(std::min(points.size(), i + bucket));
+    const auto end = points.begin() + static_cast<std::ptrdiff_t>(
+                                          std::min(points.size(), i + bucket));
     const auto [lo, hi] = std::minmax_element(
         begin, end,
         [](const ChartPoint& a, const ChartPoint& b) { return a.y < b.y; });
@@ -147,8 +144,8 @@ std::string SeriesMarks(const Frame& frame, const ChartSeries& series,
   std::string out;
   if (smoothing > 0 && series.points.size() > kSmoothFrom) {
     out += Line(frame, series.points, absl::StrCat("line raw ", c));
-    out += Line(frame, Smooth(series.points, smoothing),
-                absl::StrCat("line ", c));
+    out +=
+        Line(frame, Smooth(series.points, smoothing), absl::StrCat("line ", c));
     return out;
   }
   out += Line(frame, series.points, absl::StrCat("line ", c));
@@ -186,8 +183,8 @@ std::string Hovers(const Frame& frame, const std::vector<ChartSeries>& series,
   for (size_t i = 0; i < xs.size(); ++i) {
     const double x = frame.X(xs[i]);
     const double left = i == 0 ? kLeft : (frame.X(xs[i - 1]) + x) / 2;
-    const double right = i + 1 == xs.size() ? kWidth - kRight
-                                            : (x + frame.X(xs[i + 1])) / 2;
+    const double right =
+        i + 1 == xs.size() ? kWidth - kRight : (x + frame.X(xs[i + 1])) / 2;
     std::string title =
         absl::StrCat(EscapeHtml(options.x_label), " ", Value(xs[i]));
     std::string dots;
@@ -195,8 +192,7 @@ std::string Hovers(const Frame& frame, const std::vector<ChartSeries>& series,
     for (size_t s = 0; s < slots.size(); ++s) {
       if (slots[s] == 0) continue;
       const double y = series[s].points[slots[s] - 1].y;
-      absl::StrAppend(&title, "\n", EscapeHtml(series[s].label), ": ",
-                      Value(y),
+      absl::StrAppend(&title, "\n", EscapeHtml(series[s].label), ": ", Value(y),
                       options.unit.empty() ? "" : " ",
                       EscapeHtml(options.unit));
       absl::StrAppend(&dots, "<circle class=\"c", s % 4, "\" cx=\"", Coord(x),
@@ -223,7 +219,8 @@ std::string Caption(const std::vector<ChartSeries>& series,
   if (series.size() > 1) {
     out += "<span class=\"legend\">";
     for (size_t i = 0; i < series.size(); ++i) {
-      absl::StrAppend(&out, "<span class=\"key\"><svg width=\"14\" "
+      absl::StrAppend(&out,
+                      "<span class=\"key\"><svg width=\"14\" "
                       "height=\"8\" aria-hidden=\"true\"><line class=\"line c",
                       i % 4, "\" x1=\"0\" x2=\"14\" y1=\"4\" y2=\"4\"/></svg>",
                       EscapeHtml(series[i].label), "</span>");
@@ -236,10 +233,9 @@ std::string Caption(const std::vector<ChartSeries>& series,
 // "5.4e-5", "2e9", "0".
 std::string CompactNumber(double value) {
   if (value == 0) return "0";
-  const int exponent = static_cast<int>(
-      std::floor(std::log10(std::abs(value)) + 1e-12));
-  return absl::StrFormat("%.3ge%d", value / std::pow(10.0, exponent),
-                         exponent);
+  const int exponent =
+      static_cast<int>(std::floor(std::log10(std::abs(value)) + 1e-12));
+  return absl::StrFormat("%.3ge%d", value / std::pow(10.0, exponent), exponent);
 }
 
 }  // namespace
@@ -309,12 +305,12 @@ std::vector<std::string> TickLabels(const std::vector<double>& ticks) {
   // Zeros before and after the digits would not fit beside the axis.
   const bool compact = largest != 0 && (largest >= 1e9 || decimals > 4);
   for (const double t : ticks) {
-    labels.push_back(compact ? CompactNumber(t)
-                     : t == 0 && scale > 1
-                         ? "0"
-                         : absl::StrCat(
-                               absl::StrFormat("%.*f", decimals, t / scale),
-                               suffix));
+    labels.push_back(
+        compact ? CompactNumber(t)
+        : t == 0 && scale > 1
+            ? "0"
+            : absl::StrCat(absl::StrFormat("%.*f", decimals, t / scale),
+                           suffix));
   }
   return labels;
 }
@@ -338,17 +334,16 @@ std::string RenderChart(const std::vector<ChartSeries>& series,
   Frame frame;
   frame.y = YRange(series, options, &frame.x);
   if (frame.y.empty()) return "";
-  std::string svg = absl::StrCat(
-      "<svg class=\"chart\" viewBox=\"0 0 ", kWidth, " ", kHeight,
-      "\" role=\"img\" aria-label=\"", EscapeHtml(options.title), "\">");
+  std::string svg = absl::StrCat("<svg class=\"chart\" viewBox=\"0 0 ", kWidth,
+                                 " ", kHeight, "\" role=\"img\" aria-label=\"",
+                                 EscapeHtml(options.title), "\">");
   svg += Axes(frame, options);
   for (size_t i = 0; i < series.size(); ++i) {
     svg += SeriesMarks(frame, series[i], i, options.smoothing);
   }
   svg += Hovers(frame, series, options);
   svg += "</svg>";
-  return absl::StrCat("<figure>", Caption(series, options), svg,
-                      "</figure>\n");
+  return absl::StrCat("<figure>", Caption(series, options), svg, "</figure>\n");
 }
 
 std::string RenderInterval(const IntervalMark& mark, double lo, double hi) {
@@ -359,13 +354,13 @@ std::string RenderInterval(const IntervalMark& mark, double lo, double hi) {
     return Coord(kInset + std::clamp((v - lo) / span, 0.0, 1.0) *
                               (kMarkWidth - 2 * kInset));
   };
-  return absl::StrCat(
-      "<svg class=\"interval\" viewBox=\"0 0 ", kMarkWidth,
-      " 12\" aria-hidden=\"true\"><line class=\"rail\" x1=\"", kInset,
-      "\" x2=\"", kMarkWidth - kInset, "\" y1=\"6\" y2=\"6\"/>",
-      "<line class=\"span\" x1=\"", x(mark.low), "\" x2=\"", x(mark.high),
-      "\" y1=\"6\" y2=\"6\"/><circle cx=\"", x(mark.value),
-      "\" cy=\"6\" r=\"3.6\"/></svg>");
+  return absl::StrCat("<svg class=\"interval\" viewBox=\"0 0 ", kMarkWidth,
+                      " 12\" aria-hidden=\"true\"><line class=\"rail\" x1=\"",
+                      kInset, "\" x2=\"", kMarkWidth - kInset,
+                      "\" y1=\"6\" y2=\"6\"/>", "<line class=\"span\" x1=\"",
+                      x(mark.low), "\" x2=\"", x(mark.high),
+                      "\" y1=\"6\" y2=\"6\"/><circle cx=\"", x(mark.value),
+                      "\" cy=\"6\" r=\"3.6\"/></svg>");
 }
 
 }  // namespace cox

@@ -38,7 +38,7 @@ struct ChartOptions {
   // behind it: weight of the past, 0 = off.
   double smoothing = 0.8;
   double y_min_span = 0;  // smallest height of the y axis; 0 = any
-  int max_hovers = 120;    // hover targets; they are most of the bytes
+  int max_hovers = 120;   // hover targets; they are most of the bytes
 };
 
 // Debiased exponential average, s_k = a*s_{k-1} + (1-a)*y_k over 1 - a^k;

@@ -46,8 +46,7 @@ bool ReadNumber(const json& value, double* number) {
 }
 
 absl::StatusOr<MetricRow> ParseRow(std::string_view line) {
-  const json object =
-      json::parse(line, nullptr, /*allow_exceptions=*/false);
+  const json object = json::parse(line, nullptr, /*allow_exceptions=*/false);
   if (!object.is_object()) {
     return absl::InvalidArgumentError("not a JSON object");
   }
@@ -75,8 +74,8 @@ absl::StatusOr<MetricRow> ParseRow(std::string_view line) {
 }  // namespace
 
 std::string FormatMetricRow(const MetricRow& row) {
-  std::string line = absl::StrCat("{\"stage\":", Quote(row.stage),
-                                  ",\"step\":", row.step);
+  std::string line =
+      absl::StrCat("{\"stage\":", Quote(row.stage), ",\"step\":", row.step);
   for (const auto& [name, value] : row.metrics) {
     absl::StrAppend(&line, ",", Quote(name), ":", NumberText(value));
   }
@@ -108,11 +107,11 @@ absl::Status MetricsWriter::Append(
   }
   std::string line = FormatMetricRow({std::string(stage), step, metrics});
   line.pop_back();
-  absl::StrAppend(&line, ",\"ts\":",
-                  absl::StrFormat("%.3f", absl::ToDoubleSeconds(
-                                              clock_.WallNow() -
-                                              absl::UnixEpoch())),
-                  "}\n");
+  absl::StrAppend(
+      &line, ",\"ts\":",
+      absl::StrFormat(
+          "%.3f", absl::ToDoubleSeconds(clock_.WallNow() - absl::UnixEpoch())),
+      "}\n");
   return file_->Append(line);
 }
 
@@ -131,9 +130,8 @@ absl::StatusOr<std::vector<MetricRow>> ParseMetricRows(std::string_view text) {
     if (line.empty()) continue;
     absl::StatusOr<MetricRow> row = ParseRow(line);
     if (!row.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("line ", line_number, ": ",
-                       std::string(row.status().message())));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "line ", line_number, ": ", std::string(row.status().message())));
     }
     const auto [it, inserted] =
         index.emplace(std::pair(row->stage, row->step), rows.size());

@@ -52,8 +52,8 @@ class MetricsWriter {
 // counts. A torn last line is ignored. INVALID_ARGUMENT with the line number
 // for anything else that is no row.
 absl::StatusOr<std::vector<MetricRow>> ParseMetricRows(std::string_view text);
-absl::StatusOr<std::vector<MetricRow>> LoadMetricRows(
-    const std::string& path, Fs& fs = Fs::Real());
+absl::StatusOr<std::vector<MetricRow>> LoadMetricRows(const std::string& path,
+                                                      Fs& fs = Fs::Real());
 
 }  // namespace cox
 

@@ -28,8 +28,8 @@ std::string Cut(const std::string& text, int columns) {
 }
 
 std::string Bar(double fraction, bool utf8) {
-  const int full = static_cast<int>(
-      std::lround(std::clamp(fraction, 0.0, 1.0) * kBarCells));
+  const int full =
+      static_cast<int>(std::lround(std::clamp(fraction, 0.0, 1.0) * kBarCells));
   std::string bar = utf8 ? "▕" : "[";
   for (int i = 0; i < kBarCells; ++i) {
     bar += i < full ? (utf8 ? "█" : "#") : (utf8 ? "░" : "-");
@@ -42,19 +42,19 @@ std::string TtyLine(const ProgressState& s, const ProgressOptions& options) {
   if (s.total_steps > 0) {
     const double fraction =
         static_cast<double>(s.step) / static_cast<double>(s.total_steps);
-    absl::StrAppend(&line, " ", Bar(fraction, options.utf8), " ", s.step, "/",
-                    s.total_steps,
-                    absl::StrFormat(" %d%%", static_cast<int>(std::floor(
-                                                 100 * fraction))),
-                    " eta ", ShortDuration(EstimateRemaining(s)));
+    absl::StrAppend(
+        &line, " ", Bar(fraction, options.utf8), " ", s.step, "/",
+        s.total_steps,
+        absl::StrFormat(" %d%%", static_cast<int>(std::floor(100 * fraction))),
+        " eta ", ShortDuration(EstimateRemaining(s)));
   } else {
     absl::StrAppend(&line, " step ", s.step, " ", ShortDuration(s.elapsed));
   }
   for (const auto& [name, label] : KeyMetrics(s.stage)) {
     const auto it = s.metrics.find(std::string(name));
     if (it == s.metrics.end()) continue;
-    const std::string item = absl::StrCat("  ", std::string(label), " ",
-                                          ShortNumber(it->second));
+    const std::string item =
+        absl::StrCat("  ", std::string(label), " ", ShortNumber(it->second));
     // A whole metric or none: half a number misleads.
     if (Columns(line) + Columns(item) > options.columns) break;
     line += item;
@@ -142,9 +142,12 @@ std::vector<std::pair<std::string_view, std::string_view>> KeyMetrics(
             {"lr", "lr"}};
   }
   if (stage == "ppo") {
-    return {{"objective/scores", "score"}, {"objective/gold", "gold"},
-            {"objective/kl", "kl"},        {"rollout/length", "len"},
-            {"loss/policy", "loss"},       {"policy/entropy", "ent"},
+    return {{"objective/scores", "score"},
+            {"objective/gold", "gold"},
+            {"objective/kl", "kl"},
+            {"rollout/length", "len"},
+            {"loss/policy", "loss"},
+            {"policy/entropy", "ent"},
             {"eps", "ans/s"}};
   }
   return {{"objective/scores", "score"},

@@ -101,7 +101,9 @@ std::string Number(double value) {
   if (size != 0 && (size >= 1e6 || size < 1e-3)) {
     return absl::StrFormat("%.2e", value);
   }
-  return absl::StrFormat(size >= 100 ? "%.1f" : size >= 10 ? "%.2f" : "%.3f",
+  return absl::StrFormat(size >= 100  ? "%.1f"
+                         : size >= 10 ? "%.2f"
+                                      : "%.3f",
                          value);
 }
 
@@ -159,15 +161,16 @@ std::string StageCharts(const std::string& stage,
     more += RenderChart({{name, PointsOf(rows, name)}}, options);
   }
   if (charts.empty() && more.empty()) return "";
-  std::string out = absl::StrCat(
-      "<h3>", EscapeHtml(StageTitle(stage)), "</h3>\n");
+  std::string out =
+      absl::StrCat("<h3>", EscapeHtml(StageTitle(stage)), "</h3>\n");
   if (!charts.empty()) {
     absl::StrAppend(&out, "<div class=\"charts\">\n", charts, "</div>\n");
   }
   if (!more.empty()) {
-    absl::StrAppend(&out, "<details><summary>More metrics of this stage"
-                    "</summary>\n<div class=\"charts\">\n", more,
-                    "</div></details>\n");
+    absl::StrAppend(&out,
+                    "<details><summary>More metrics of this stage"
+                    "</summary>\n<div class=\"charts\">\n",
+                    more, "</div></details>\n");
   }
   return out;
 }
@@ -224,9 +227,8 @@ void Extend(const EvalCell& cell, Column* column) {
 }
 
 std::string EvalCellHtml(const EvalCell& cell, const Column& column) {
-  const bool interval = std::isfinite(cell.value) &&
-                        std::isfinite(cell.low) && std::isfinite(cell.high) &&
-                        cell.high > cell.low;
+  const bool interval = std::isfinite(cell.value) && std::isfinite(cell.low) &&
+                        std::isfinite(cell.high) && cell.high > cell.low;
   const bool best = column.better != Better::kNeither && column.finite > 1 &&
                     cell.value == column.best;
   std::string out = absl::StrCat(
@@ -236,8 +238,8 @@ std::string EvalCellHtml(const EvalCell& cell, const Column& column) {
   if (interval) {
     absl::StrAppend(&out, "<span class=\"ci\">[", Number(cell.low), ", ",
                     Number(cell.high), "]</span>",
-                    RenderInterval({cell.value, cell.low, cell.high},
-                                   column.lo, column.hi));
+                    RenderInterval({cell.value, cell.low, cell.high}, column.lo,
+                                   column.hi));
   }
   return out + "</td>";
 }
@@ -252,9 +254,9 @@ std::string EvalSection(const ReportInput& input) {
         systems.end()) {
       systems.push_back(cell.system);
     }
-    auto column = std::find_if(
-        columns.begin(), columns.end(),
-        [&](const Column& c) { return c.metric == cell.metric; });
+    auto column =
+        std::find_if(columns.begin(), columns.end(),
+                     [&](const Column& c) { return c.metric == cell.metric; });
     if (column == columns.end()) {
       columns.push_back({cell.metric, cell.unit, cell.better});
       column = columns.end() - 1;
@@ -266,13 +268,12 @@ std::string EvalSection(const ReportInput& input) {
       "<h2>Final evaluation</h2>\n<div class=\"scroll\"><table>\n"
       "<thead><tr><th scope=\"col\">System</th>";
   for (const Column& column : columns) {
-    absl::StrAppend(
-        &out, "<th scope=\"col\">", EscapeHtml(column.metric),
-        " <span class=\"unit\">", EscapeHtml(column.unit),
-        column.better == Better::kHigher  ? " ↑"
-        : column.better == Better::kLower ? " ↓"
-                                          : "",
-        "</span></th>");
+    absl::StrAppend(&out, "<th scope=\"col\">", EscapeHtml(column.metric),
+                    " <span class=\"unit\">", EscapeHtml(column.unit),
+                    column.better == Better::kHigher  ? " ↑"
+                    : column.better == Better::kLower ? " ↓"
+                                                      : "",
+                    "</span></th>");
   }
   out += "</tr></thead>\n<tbody>\n";
   for (const std::string& system : systems) {
@@ -280,14 +281,16 @@ std::string EvalSection(const ReportInput& input) {
                     "</th>");
     for (const Column& column : columns) {
       const auto it = cells.find({system, column.metric});
-      out += it == cells.end() ? "<td>–</td>"
-                               : EvalCellHtml(*it->second, column);
+      out +=
+          it == cells.end() ? "<td>–</td>" : EvalCellHtml(*it->second, column);
     }
     out += "</tr>\n";
   }
-  absl::StrAppend(&out, "</tbody></table></div>\n<p class=\"note\">Brackets "
+  absl::StrAppend(&out,
+                  "</tbody></table></div>\n<p class=\"note\">Brackets "
                   "and bars are 95 % intervals; arrows point to the better "
-                  "direction. ", EscapeHtml(input.eval_note), "</p>\n");
+                  "direction. ",
+                  EscapeHtml(input.eval_note), "</p>\n");
   return out;
 }
 
@@ -349,13 +352,15 @@ std::string RenderReport(const ReportInput& input) {
   out += CurvesSection(input.rows);
   out += SamplesSection(input);
   if (!input.config_yaml.empty()) {
-    absl::StrAppend(&out, "<h2>Configuration</h2>\n<details><summary>Resolved "
+    absl::StrAppend(&out,
+                    "<h2>Configuration</h2>\n<details><summary>Resolved "
                     "run.yaml</summary>\n<pre>",
                     EscapeHtml(input.config_yaml), "</pre></details>\n");
   }
-  out += "<footer>Pale lines are single steps, strong lines an exponential "
-         "average. Formulas of all metrics: <code>cox explain METRIC</code>."
-         "</footer>\n</main>\n</body>\n</html>\n";
+  out +=
+      "<footer>Pale lines are single steps, strong lines an exponential "
+      "average. Formulas of all metrics: <code>cox explain METRIC</code>."
+      "</footer>\n</main>\n</body>\n</html>\n";
   return out;
 }
 

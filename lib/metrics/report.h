@@ -23,7 +23,7 @@ struct EvalCell {
   std::string system;  // "sft", "ppo", "best of 4"
   std::string metric;  // "gold score"
   double value = 0;
-  double low = 0;   // 95 % interval; equal to high = none shown
+  double low = 0;  // 95 % interval; equal to high = none shown
   double high = 0;
   std::string unit;
   int64_t samples = 0;  // 0 = not shown

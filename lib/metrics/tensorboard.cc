@@ -118,8 +118,8 @@ absl::StatusOr<std::unique_ptr<TensorboardWriter>> TensorboardWriter::Open(
   COX_RETURN_IF_ERROR(fs.MakeDirs(dir));
   const double now = WallSeconds(clock);
   const std::string base = JoinPath(
-      dir, absl::StrCat("events.out.tfevents.", static_cast<int64_t>(now),
-                        ".cox"));
+      dir,
+      absl::StrCat("events.out.tfevents.", static_cast<int64_t>(now), ".cox"));
   // Two attempts of a run may start within one second.
   std::string path = base;
   for (int n = 1; fs.Exists(path); ++n) path = absl::StrCat(base, ".", n);

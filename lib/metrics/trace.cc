@@ -45,8 +45,7 @@ absl::StatusOr<std::unique_ptr<TraceWriter>> TraceWriter::Resume(
   if (!fs.Exists(path)) return Open(fs, path, max_spans);
   COX_ASSIGN_OR_RETURN(const uint64_t size, fs.FileSize(path));
   const uint64_t tail = std::min<uint64_t>(size, 4 * kBufferBytes);
-  COX_ASSIGN_OR_RETURN(std::string end,
-                       fs.ReadRange(path, size - tail, tail));
+  COX_ASSIGN_OR_RETURN(std::string end, fs.ReadRange(path, size - tail, tail));
   // An event ends with "}" before ",\n" or "\n]"; a torn one is cut off.
   size_t keep = std::string::npos;
   if (end.ends_with("}\n]\n")) {
@@ -89,8 +88,8 @@ absl::Status TraceWriter::Add(const TraceSpan& span) {
   }
   ++spans_;
   std::string event = absl::StrCat(
-      "{\"ph\":\"X\",\"name\":", Dump(span.name), ",\"ts\":",
-      Micros(span.start.ns), ",\"dur\":",
+      "{\"ph\":\"X\",\"name\":", Dump(span.name),
+      ",\"ts\":", Micros(span.start.ns), ",\"dur\":",
       Micros(std::max<int64_t>(0, absl::ToInt64Nanoseconds(span.duration))),
       ",\"pid\":", span.pid, ",\"tid\":", span.tid);
   if (!span.category.empty()) {
@@ -108,10 +107,11 @@ absl::Status TraceWriter::Add(const TraceSpan& span) {
 
 absl::Status TraceWriter::Add(const TraceFlow& flow) {
   if (spans_ >= max_spans_) return absl::OkStatus();  // its span is dropped
-  return Write(absl::StrCat(
-      "{\"ph\":\"", flow.first ? "s" : "t", "\",\"cat\":\"flow\",\"name\":",
-      Dump(flow.name), ",\"id\":", Dump(flow.id), ",\"ts\":",
-      Micros(flow.at.ns), ",\"pid\":", flow.pid, ",\"tid\":", flow.tid, "}"));
+  return Write(absl::StrCat("{\"ph\":\"", flow.first ? "s" : "t",
+                            "\",\"cat\":\"flow\",\"name\":", Dump(flow.name),
+                            ",\"id\":", Dump(flow.id),
+                            ",\"ts\":", Micros(flow.at.ns),
+                            ",\"pid\":", flow.pid, ",\"tid\":", flow.tid, "}"));
 }
 
 absl::Status TraceWriter::Flush() {

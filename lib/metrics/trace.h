@@ -32,9 +32,9 @@ struct TraceSpan {
 // An arrow from one span to the next of the same flow. Each of its events
 // belongs to the span that is open at `at` on that thread.
 struct TraceFlow {
-  bool first = false;   // every flow begins with one of these
+  bool first = false;  // every flow begins with one of these
   std::string name;
-  std::string id;       // "0x..." of the whole flow
+  std::string id;  // "0x..." of the whole flow
   MonoTime at;
   int64_t pid = 0;
   int64_t tid = 0;

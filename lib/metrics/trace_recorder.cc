@@ -28,8 +28,8 @@ TraceContext& Current() {
 
 // Ids need not be secret, only different: processes differ by their start.
 std::string NextSpanId() {
-  static const uint64_t start = static_cast<uint64_t>(UnixNanos()) ^
-                                reinterpret_cast<uint64_t>(&Current);
+  static const uint64_t start =
+      static_cast<uint64_t>(UnixNanos()) ^ reinterpret_cast<uint64_t>(&Current);
   static std::atomic<uint64_t> count{0};
   const uint64_t n = count.fetch_add(1, std::memory_order_relaxed) + 1;
   return absl::StrFormat("%016x", (start ^ (n * 0x9E3779B97F4A7C15ull)) | 1);

@@ -41,7 +41,7 @@ std::string FormatTraceparent(const TraceContext& context);
 TraceContext ParseTraceparent(std::string_view text);
 
 struct RecordedSpan {
-  std::string name;       // "generate"
+  std::string name;  // "generate"
   std::string trace_id;
   std::string span_id;
   std::string parent_id;  // "" = none

@@ -69,8 +69,7 @@ at::Tensor ScaledAttention(const AttentionShape& shape,
                                             /*dropout_p=*/0.0, mask.causal,
                                             heads.scale);
   }
-  at::Tensor scores =
-      at::matmul(heads.q, k.transpose(-2, -1)).mul(heads.scale);
+  at::Tensor scores = at::matmul(heads.q, k.transpose(-2, -1)).mul(heads.scale);
   if (mask.bias.defined()) scores = scores.add(mask.bias);
   if (mask.causal) {
     scores = scores.add(
@@ -168,12 +167,12 @@ at::Tensor PackedAttention::Self(const Input& input) {
     while (end < lengths_.size() && lengths_[end] == length) ++end;
     const int64_t batch = static_cast<int64_t>(end - first);
     Input heads = input;
-    heads.q = ToHeads(input.q.narrow(0, row, batch * length), batch,
-                      shape_.head_dim);
-    heads.k = ToHeads(input.k.narrow(0, row, batch * length), batch,
-                      shape_.head_dim);
-    heads.v = ToHeads(input.v.narrow(0, row, batch * length), batch,
-                      shape_.head_dim);
+    heads.q =
+        ToHeads(input.q.narrow(0, row, batch * length), batch, shape_.head_dim);
+    heads.k =
+        ToHeads(input.k.narrow(0, row, batch * length), batch, shape_.head_dim);
+    heads.v =
+        ToHeads(input.v.narrow(0, row, batch * length), batch, shape_.head_dim);
     out.narrow(0, row, batch * length)
         .copy_(FromHeads(ScaledAttention(shape_, heads, mask)));
     row += batch * length;

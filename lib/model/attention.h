@@ -53,7 +53,7 @@ struct GridOptions {
   at::Tensor slot_of_row;  // [N] int64
   // Encoder rows [B, M] for Cross().
   int64_t memory_length = 0;
-  at::Tensor memory_mask;  // [B, M] bool
+  at::Tensor memory_mask;                  // [B, M] bool
   std::shared_ptr<const Dropout> dropout;  // null: none
 };
 

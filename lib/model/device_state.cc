@@ -113,9 +113,9 @@ absl::StatusOr<double> TensorState::SquaredGradientNorm() {
         at::zeros({1025}, gradients_.options().dtype(at::kDouble));
     double* sum = sums.data_ptr<double>();
     COX_RETURN_IF_ERROR(Launched(
-        *api, api->squared_norm(gradients_.data_ptr<float>(),
-                                gradients_.numel(), sum + 1, sum,
-                                api->current_stream())));
+        *api,
+        api->squared_norm(gradients_.data_ptr<float>(), gradients_.numel(),
+                          sum + 1, sum, api->current_stream())));
     return sums.narrow(0, 0, 1).item<double>();
   });
 }
@@ -150,11 +150,11 @@ absl::Status TensorState::AdamUpdate(size_t begin, size_t count,
     at::Tensor m = of(m_), v = of(v_), p = of(parameters_);
     m.mul_(f.beta1).add_(g.mul(f.take1));
     v.mul_(f.beta2).add_(g.mul(f.take2).mul_(g));
-    const at::Tensor divisor = v.sqrt()
-                                   .mul_(f.root_scale)
-                                   .add_(f.eps)
-                                   .clamp_min_(
-                                       std::numeric_limits<float>::min());
+    const at::Tensor divisor =
+        v.sqrt()
+            .mul_(f.root_scale)
+            .add_(f.eps)
+            .clamp_min_(std::numeric_limits<float>::min());
     p.mul_(f.keep).sub_(m.div(divisor).mul_(f.rate));
     return absl::OkStatus();
   });

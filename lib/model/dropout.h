@@ -15,21 +15,21 @@ namespace cox {
 
 // Places of a layer; kEmbedding belongs to layer 0.
 enum class DropoutSite : uint32_t {
-  kEmbedding = 0,           // token plus position
-  kSelfProbabilities = 1,   // softmax of the scores
-  kSelfOutput = 2,          // output projection, before the residual sum
+  kEmbedding = 0,          // token plus position
+  kSelfProbabilities = 1,  // softmax of the scores
+  kSelfOutput = 2,         // output projection, before the residual sum
   kCrossProbabilities = 3,
   kCrossOutput = 4,
-  kHidden = 5,              // feed-forward, after its activation function
-  kFeedForward = 6,         // feed-forward output, before the residual sum
+  kHidden = 5,       // feed-forward, after its activation function
+  kFeedForward = 6,  // feed-forward output, before the residual sum
 };
 
 class Dropout {
  public:
   struct Options {
-    double rate = 0;             // p in [0, 1), taken to a multiple of 2^-16
-    uint32_t stack = 0;          // 0 decoder, 1 encoder
-    std::vector<uint64_t> keys;  // [B]
+    double rate = 0;               // p in [0, 1), taken to a multiple of 2^-16
+    uint32_t stack = 0;            // 0 decoder, 1 encoder
+    std::vector<uint64_t> keys;    // [B]
     std::vector<int32_t> lengths;  // [B] tokens of each sequence
     // Rows between the first tokens of two sequences; 0: they lie one after
     // the other without gaps.

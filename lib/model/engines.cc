@@ -149,8 +149,8 @@ class TorchTrainEngine : public TrainEngine {
     for (size_t i = 0; i < layout.tensors.size(); ++i) {
       const TensorInfo& tensor = layout.tensors[i];
       const size_t at = tensor.offset / sizeof(float);
-      at::Tensor view = FloatView(parameters->floats().data() + at,
-                                  tensor.shape);
+      at::Tensor view =
+          FloatView(parameters->floats().data() + at, tensor.shape);
       view.copy_(source[i]);
       view.requires_grad_(true);
       view.mutable_grad() =
@@ -212,8 +212,8 @@ class TorchTrainEngine : public TrainEngine {
     }
     c10::AutoGradMode no_grad(false);
     LanguageHead head(model_.HeadOptions(*network, temperature));
-    const LanguageHead::Output output = head.Forward(
-        states.detach(), scored.targets, /*keep_logits=*/true);
+    const LanguageHead::Output output =
+        head.Forward(states.detach(), scored.targets, /*keep_logits=*/true);
     LogprobGradient gradient;
     gradient.logprobs.assign(batch.ids.size(), 0.0f);
     COX_RETURN_IF_ERROR(

@@ -28,8 +28,8 @@ int64_t RowMultiple(const ModelConfig& config) {
 
 TokenRows PackRows(const std::vector<int64_t>& ids,
                    const std::vector<int64_t>& positions, int64_t multiple) {
-  const size_t rows = static_cast<size_t>(
-      RoundUp(static_cast<int64_t>(ids.size()), multiple));
+  const size_t rows =
+      static_cast<size_t>(RoundUp(static_cast<int64_t>(ids.size()), multiple));
   std::vector<int64_t> padded_ids = ids;
   std::vector<int64_t> padded_positions = positions;
   padded_ids.resize(rows, 0);
@@ -176,8 +176,8 @@ class Generation {
   absl::Status Sample(const std::vector<int64_t>& slots,
                       const at::Tensor& states) {
     const at::Tensor& head = network_->head_weight();
-    const at::Tensor logits = MatMul(states.to(head.scalar_type()), head.t(),
-                                     network_->head_bias());
+    const at::Tensor logits =
+        MatMul(states.to(head.scalar_type()), head.t(), network_->head_bias());
     const float* data = logits.const_data_ptr<float>();
     const size_t vocab = static_cast<size_t>(logits.size(1));
     for (size_t i = 0; i < slots.size(); ++i) {

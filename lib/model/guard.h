@@ -34,8 +34,8 @@ auto Guard(std::string_view what, Body&& body) -> decltype(body()) {
     return absl::ResourceExhaustedError(prefix +
                                         error.what_without_backtrace());
   } catch (const c10::Error& error) {
-    LogError("libtorch error", {Field("in", std::string(what)),
-                                Field("error", error.what())});
+    LogError("libtorch error",
+             {Field("in", std::string(what)), Field("error", error.what())});
     const std::string message = prefix + error.what_without_backtrace();
     if (IsAllocationFailure(message)) {
       return absl::ResourceExhaustedError(message);
@@ -44,8 +44,8 @@ auto Guard(std::string_view what, Body&& body) -> decltype(body()) {
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(prefix + "out of memory");
   } catch (const std::exception& error) {
-    LogError("exception", {Field("in", std::string(what)),
-                           Field("error", error.what())});
+    LogError("exception",
+             {Field("in", std::string(what)), Field("error", error.what())});
     return absl::InternalError(prefix + error.what());
   }
 }

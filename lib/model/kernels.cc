@@ -10,8 +10,7 @@
 // maker's CPU. Sanitizers cannot run the resolvers.
 #if defined(__x86_64__) && !defined(__clang__) && \
     !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
-#define COX_CLONES \
-  __attribute__((target_clones("avx512f", "avx2", "default")))
+#define COX_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define COX_CLONES
 #endif
@@ -34,9 +33,7 @@ COX_INLINE void Splat(float x, Vec& out) { out = Vec{} + x; }
 COX_INLINE void Load(const float* p, Vec& out) {
   std::memcpy(&out, p, sizeof(out));
 }
-COX_INLINE void Store(const Vec& v, float* p) {
-  std::memcpy(p, &v, sizeof(v));
-}
+COX_INLINE void Store(const Vec& v, float* p) { std::memcpy(p, &v, sizeof(v)); }
 
 COX_INLINE float Sum(const Vec& v) {
   float s[kLanes];
@@ -195,8 +192,7 @@ void AttendToCache(const DecodeAttentionArgs& args) {
   constexpr int64_t kBlock = 4 * kLanes;
   for (int64_t h = 0; h < args.heads; ++h) {
     const float* q = args.q + h * shape.head_dim;
-    const float* keys =
-        args.keys + h / group * shape.head_dim * shape.capacity;
+    const float* keys = args.keys + h / group * shape.head_dim * shape.capacity;
     const float* values =
         args.values + h / group * shape.capacity * shape.padded_dim;
     Vec top;
@@ -263,9 +259,9 @@ void DropoutFactors(const DropoutFactorsArgs& args, float* out) {
       factors[2 * k] = (words[k] & 0xffffu) < args.threshold ? zero : scale;
       factors[2 * k + 1] = (words[k] >> 16) < args.threshold ? zero : scale;
     }
-    std::memcpy(out + first, factors,
-                static_cast<size_t>(std::min(kGroup, args.n - first)) *
-                    sizeof(float));
+    std::memcpy(
+        out + first, factors,
+        static_cast<size_t>(std::min(kGroup, args.n - first)) * sizeof(float));
   }
 }
 

@@ -111,8 +111,8 @@ DecodeAttention::DecodeAttention(const AttentionShape& shape, KvCache* cache,
   scratch_.resize(static_cast<size_t>(capacity));
 }
 
-void DecodeAttention::Attend(const Input& input, KvCache& cache,
-                             int64_t slot, DecodeAttentionArgs args) {
+void DecodeAttention::Attend(const Input& input, KvCache& cache, int64_t slot,
+                             DecodeAttentionArgs args) {
   args.heads = shape_.heads;
   args.scale = static_cast<float>(input.scale);
   args.scratch = scratch_.data();
@@ -134,8 +134,7 @@ at::Tensor DecodeAttention::Self(const Input& input) {
     const Row& row = rows_[r];
     const int64_t i = static_cast<int64_t>(r);
     AppendToCache(cache_->shape(), row.position, k + i * wide_k.stride(0),
-                  v + i * wide_v.stride(0),
-                  cache_->keys(input.layer, row.slot),
+                  v + i * wide_v.stride(0), cache_->keys(input.layer, row.slot),
                   cache_->values(input.layer, row.slot));
     DecodeAttentionArgs args;
     args.length = row.position + 1;

@@ -104,8 +104,8 @@ LanguageHead::Output LanguageHead::Forward(const at::Tensor& hidden,
   const int64_t vocab = options_.weight.size(0);
   COX_CHECK(static_cast<int64_t>(targets.size()) == n);
   padded_ = RoundUp(n, kRowRounding);
-  hidden_ = at::zeros({padded_, hidden.size(1)},
-                      hidden.options().dtype(at::kFloat));
+  hidden_ =
+      at::zeros({padded_, hidden.size(1)}, hidden.options().dtype(at::kFloat));
   hidden_.narrow(0, 0, n).copy_(hidden);
   hidden_.mul_(1.0 / options_.temperature);
   if (options_.bias.defined()) {
@@ -148,8 +148,7 @@ at::Tensor LanguageHead::Backward(const Gradient& gradient) {
                             : kept_[static_cast<size_t>(first / chunk_)];
     GradientInPlace(logits, first, std::min(chunk_, n - first), gradient);
     out.narrow(0, first, rows).copy_(MatMul(logits, options_.weight));
-    gradient.weight.add_(
-        MatMul(logits.t(), hidden_.narrow(0, first, rows)));
+    gradient.weight.add_(MatMul(logits.t(), hidden_.narrow(0, first, rows)));
     if (gradient.bias.defined()) {
       gradient.bias.add_(logits.sum(/*dim=*/0),
                          /*alpha=*/1.0 / options_.temperature);

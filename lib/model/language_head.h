@@ -53,8 +53,8 @@ class LanguageHead {
                        const Gradient& gradient) const;
 
   Options options_;
-  at::Tensor hidden_;  // [padded_, d], divided by the temperature
-  at::Tensor bias_;    // divided by the temperature, or undefined
+  at::Tensor hidden_;   // [padded_, d], divided by the temperature
+  at::Tensor bias_;     // divided by the temperature, or undefined
   int64_t padded_ = 0;  // rows, rounded up; filler is 0
   std::vector<int32_t> targets_;
   at::Tensor target_ids_;  // [n, 1] int64, without loops

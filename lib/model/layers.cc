@@ -13,8 +13,8 @@ namespace {
 
 // Null unless the plugin's kernels can stand for a pass without gradients.
 const CoxGpuApi* KernelsFor(const at::Tensor& x, const at::Tensor& weight) {
-  const bool known = x.scalar_type() == at::kFloat ||
-                     x.scalar_type() == at::kBFloat16;
+  const bool known =
+      x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16;
   if (!x.is_cuda() || !known || weight.scalar_type() != at::kFloat ||
       c10::GradMode::is_enabled()) {
     return nullptr;

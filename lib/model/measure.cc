@@ -46,9 +46,9 @@ TokenBatch OneRow(const std::vector<int32_t>& prompt,
   batch.length = static_cast<int64_t>(batch.ids.size());
   batch.lengths = {static_cast<int32_t>(batch.length)};
   batch.scored.assign(batch.ids.size(), 0);
-  std::fill(batch.scored.begin() + static_cast<std::ptrdiff_t>(prompt.size()) -
-                1,
-            batch.scored.end() - 1, uint8_t{1});
+  std::fill(
+      batch.scored.begin() + static_cast<std::ptrdiff_t>(prompt.size()) - 1,
+      batch.scored.end() - 1, uint8_t{1});
   return batch;
 }
 
@@ -72,11 +72,10 @@ absl::Status CheckRow(const TorchModel& model, const GenerateRequest& request,
   const SamplingOptions sampling = RowSampling(request, row);
   TokenSampler sampler;
   for (size_t t = 0; t < answer.size(); ++t) {
-    const std::span<const int32_t> context(
-        batch.ids.data(), request.prompts[row].size() + t);
-    COX_RETURN_IF_ERROR(sampler.Process<float>({data + t * vocab, vocab},
-                                               sampling, context,
-                                               static_cast<int64_t>(t)));
+    const std::span<const int32_t> context(batch.ids.data(),
+                                           request.prompts[row].size() + t);
+    COX_RETURN_IF_ERROR(sampler.Process<float>(
+        {data + t * vocab, vocab}, sampling, context, static_cast<int64_t>(t)));
     if (!sampler.Kept(answer[t])) {
       ++check->removed;
       continue;

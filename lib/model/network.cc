@@ -70,8 +70,8 @@ Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters,
     blocks_ = BuildEncdecStack(next, /*decoder=*/true, norm_);
   } else {
     BuildLlamaFamily(next);
-    rotary_frequencies_ = at::tensor(RotaryFrequencies(config), at::kDouble)
-                              .to(tokens_.device());
+    rotary_frequencies_ =
+        at::tensor(RotaryFrequencies(config), at::kDouble).to(tokens_.device());
   }
   const bool scalar = config.head == HeadKind::kScalar;
   if (scalar || !config.tied_embeddings) {
@@ -188,8 +188,8 @@ at::Tensor Network::Mlp(const Block& block, const at::Tensor& x, int64_t layer,
 Network::Rotary Network::MakeRotary(const at::Tensor& positions) const {
   Rotary rotary;
   if (!rotary_frequencies_.defined()) return rotary;
-  at::Tensor angles = positions.to(at::kDouble).unsqueeze(-1).mul(
-      rotary_frequencies_);
+  at::Tensor angles =
+      positions.to(at::kDouble).unsqueeze(-1).mul(rotary_frequencies_);
   angles = at::cat({angles, angles}, /*dim=*/-1).unsqueeze(1);
   const double amplitude = RotaryAmplitude(config_);
   rotary.cos = angles.cos().mul(amplitude).to(tokens_.scalar_type());
@@ -282,8 +282,7 @@ TokenRows Network::OnDevice(const TokenRows& rows) const {
   return {rows.ids.to(device()), rows.positions.to(device())};
 }
 
-at::Tensor Network::Decode(const TokenRows& host_rows,
-                           const at::Tensor& memory,
+at::Tensor Network::Decode(const TokenRows& host_rows, const at::Tensor& memory,
                            AttentionBackend& attention) const {
   const TokenRows rows = OnDevice(host_rows);
   at::Tensor x = at::embedding(tokens_, rows.ids);
@@ -301,11 +300,10 @@ at::Tensor Network::Decode(const TokenRows& host_rows,
       continue;
     }
     // In this order a memory's gradients are added as without.
-    x = Recompute({x, memory, memory},
-                  [this, layer, rotary, &attention](const Recomputed& in) {
-                    return DecoderLayer(layer, {in[0], in[2], in[1], rotary},
-                                        attention);
-                  });
+    x = Recompute({x, memory, memory}, [this, layer, rotary,
+                                        &attention](const Recomputed& in) {
+      return DecoderLayer(layer, {in[0], in[2], in[1], rotary}, attention);
+    });
   }
   return Apply(norm_, x);
 }

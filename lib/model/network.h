@@ -129,8 +129,8 @@ class Network {
 
   ModelConfig config_;
   NetworkOptions options_;
-  at::Tensor tokens_;             // [vocab, hidden]
-  at::Tensor positions_;          // learned positions, or undefined
+  at::Tensor tokens_;     // [vocab, hidden]
+  at::Tensor positions_;  // learned positions, or undefined
   at::Tensor encoder_positions_;
   std::vector<Block> encoder_;
   std::vector<Block> blocks_;

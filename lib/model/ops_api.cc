@@ -91,8 +91,8 @@ absl::StatusOr<std::vector<at::Tensor>> MakeParameters(
   const auto shapes = ParameterShapes(request.config);
   if (request.parameters.size() != shapes.size()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("parameters: expected ", shapes.size(),
-                     " tensors, found ", request.parameters.size()));
+        absl::StrCat("parameters: expected ", shapes.size(), " tensors, found ",
+                     request.parameters.size()));
   }
   std::vector<at::Tensor> out;
   for (size_t i = 0; i < shapes.size(); ++i) {
@@ -119,8 +119,8 @@ std::vector<double> ToDoubles(const at::Tensor& values) {
 
 absl::StatusOr<ModelForwardResult> Run(const ModelForwardRequest& request) {
   const ModelConfig& config = request.config;
-  const Grid tokens{"tokens", request.batch, request.length, request.ids,
-                    request.mask, /*empty_rows=*/true};
+  const Grid tokens{"tokens",    request.batch, request.length,
+                    request.ids, request.mask,  /*empty_rows=*/true};
   const Grid instruction{"instruction", request.batch,
                          request.instruction_length, request.instruction_ids,
                          request.instruction_mask};
@@ -175,17 +175,16 @@ absl::StatusOr<ModelForwardResult> Run(const ModelForwardRequest& request) {
   std::optional<at::Tensor> bias;
   if (network.head_bias().defined()) bias = network.head_bias();
   const at::Tensor logits = at::linear(states, network.head_weight(), bias);
-  const std::vector<double> logprobs = ToDoubles(
-      at::log_softmax(logits.div(request.temperature), /*dim=*/-1));
+  const std::vector<double> logprobs =
+      ToDoubles(at::log_softmax(logits.div(request.temperature), /*dim=*/-1));
   out.logits = ToDoubles(logits);
   out.logprob.assign(request.ids.size(), 0.0);
   for (int64_t b = 0; b < request.batch; ++b) {
     for (int64_t j = 0; j + 1 < request.length; ++j) {
       const size_t i = static_cast<size_t>(b * request.length + j);
       if (request.mask[i] == 0 || request.mask[i + 1] == 0) continue;
-      out.logprob[i] =
-          logprobs[i * static_cast<size_t>(config.vocab_size) +
-                   static_cast<size_t>(request.ids[i + 1])];
+      out.logprob[i] = logprobs[i * static_cast<size_t>(config.vocab_size) +
+                                static_cast<size_t>(request.ids[i + 1])];
     }
   }
   return out;
@@ -223,17 +222,16 @@ std::vector<std::vector<double>> SineParameters(const ModelConfig& config,
 
 absl::StatusOr<std::vector<std::vector<double>>> ParametersOf(
     const Snapshot& snapshot, const ModelConfig& config) {
-  return Guard(
-      "parameters",
-      [&]() -> absl::StatusOr<std::vector<std::vector<double>>> {
-        COX_ASSIGN_OR_RETURN(std::vector<at::Tensor> tensors,
-                             ParametersFromSnapshot(snapshot, config));
-        std::vector<std::vector<double>> out;
-        for (const at::Tensor& tensor : tensors) {
-          out.push_back(ToDoubles(tensor));
-        }
-        return out;
-      });
+  return Guard("parameters",
+               [&]() -> absl::StatusOr<std::vector<std::vector<double>>> {
+                 COX_ASSIGN_OR_RETURN(std::vector<at::Tensor> tensors,
+                                      ParametersFromSnapshot(snapshot, config));
+                 std::vector<std::vector<double>> out;
+                 for (const at::Tensor& tensor : tensors) {
+                   out.push_back(ToDoubles(tensor));
+                 }
+                 return out;
+               });
 }
 
 }  // namespace cox

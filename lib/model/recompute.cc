@@ -19,8 +19,7 @@ struct BodyHolder : torch::CustomClassHolder {
   Body body;
 };
 
-class RecomputeFunction
-    : public torch::autograd::Function<RecomputeFunction> {
+class RecomputeFunction : public torch::autograd::Function<RecomputeFunction> {
  public:
   static at::Tensor forward(AutogradContext* context, const Input& a,
                             const Input& b, const Input& c,

@@ -43,8 +43,8 @@ void Yarn(const ModelConfig& config, std::vector<double>& frequencies) {
   high = std::min(high, static_cast<double>(config.head_dim - 1));
   if (low == high) high += 0.001;
   for (size_t i = 0; i < frequencies.size(); ++i) {
-    const double share = std::clamp(
-        (static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+    const double share =
+        std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
     frequencies[i] *= share / s.factor + (1.0 - share);
   }
 }
@@ -54,9 +54,9 @@ void Yarn(const ModelConfig& config, std::vector<double>& frequencies) {
 std::vector<double> RotaryFrequencies(const ModelConfig& config) {
   std::vector<double> out;
   for (int64_t i = 0; 2 * i < config.head_dim; ++i) {
-    double f = std::pow(config.rope_theta,
-                        -2.0 * static_cast<double>(i) /
-                            static_cast<double>(config.head_dim));
+    double f =
+        std::pow(config.rope_theta, -2.0 * static_cast<double>(i) /
+                                        static_cast<double>(config.head_dim));
     if (config.rope_scaling.has_value()) {
       const RopeScaling& s = *config.rope_scaling;
       if (s.kind == RopeKind::kLlama3) f = Llama3(f, s);
@@ -77,8 +77,7 @@ double RotaryAmplitude(const ModelConfig& config) {
     return 1.0;
   }
   const RopeScaling& s = *config.rope_scaling;
-  const double derived =
-      s.factor <= 1.0 ? 1.0 : 0.1 * std::log(s.factor) + 1.0;
+  const double derived = s.factor <= 1.0 ? 1.0 : 0.1 * std::log(s.factor) + 1.0;
   return s.attention_factor.value_or(derived);
 }
 

@@ -14,8 +14,7 @@ constexpr double kHidden = -1e30;
 
 }  // namespace
 
-StaticCache::StaticCache(const AttentionShape& shape,
-                         const KvCache::Size& size,
+StaticCache::StaticCache(const AttentionShape& shape, const KvCache::Size& size,
                          const at::TensorOptions& kind)
     : shape_(shape), size_(size) {
   for (int64_t i = 0; i < size.layers; ++i) {

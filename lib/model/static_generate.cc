@@ -172,8 +172,8 @@ class StaticGeneration {
   }
 
   void Step(StaticDecode& attention) {
-    logits_ = Logits(
-        network_->Decode({ids_, positions_}, at::Tensor(), attention));
+    logits_ =
+        Logits(network_->Decode({ids_, positions_}, at::Tensor(), attention));
   }
 
   // Draws for the first `rows` slots from `logits_` and puts the tokens where

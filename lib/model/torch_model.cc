@@ -28,18 +28,23 @@ namespace {
 
 std::optional<at::ScalarType> TorchType(DType dtype) {
   switch (dtype) {
-    case DType::kF32: return at::kFloat;
-    case DType::kBF16: return at::kBFloat16;
-    case DType::kF16: return at::kHalf;
-    case DType::kF64: return at::kDouble;
-    default: return std::nullopt;
+    case DType::kF32:
+      return at::kFloat;
+    case DType::kBF16:
+      return at::kBFloat16;
+    case DType::kF16:
+      return at::kHalf;
+    case DType::kF64:
+      return at::kDouble;
+    default:
+      return std::nullopt;
   }
 }
 
 // True at [b, j] for j < lengths[b].
 at::Tensor LengthMask(int64_t length, const std::vector<int32_t>& lengths) {
-  at::Tensor ends = at::empty({static_cast<int64_t>(lengths.size()), 1},
-                              at::kLong);
+  at::Tensor ends =
+      at::empty({static_cast<int64_t>(lengths.size()), 1}, at::kLong);
   std::copy(lengths.begin(), lengths.end(), ends.data_ptr<int64_t>());
   return at::arange(length, at::kLong).unsqueeze(0).lt(ends);
 }
@@ -61,12 +66,12 @@ absl::Status CheckEngineOptions(const EngineOptions& options) {
   if (options.device == "cuda") {
     COX_RETURN_IF_ERROR(LoadGpu().status());
   } else if (options.device != "cpu") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "device: expected cpu or cuda, found ", options.device));
+    return absl::InvalidArgumentError(
+        absl::StrCat("device: expected cpu or cuda, found ", options.device));
   }
   if (options.dtype != "fp32" && options.dtype != "bf16") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "dtype: expected fp32 or bf16, found ", options.dtype));
+    return absl::InvalidArgumentError(
+        absl::StrCat("dtype: expected fp32 or bf16, found ", options.dtype));
   }
   if (options.threads < 1 || options.max_logit_elements < 1) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -158,9 +163,8 @@ absl::StatusOr<std::vector<at::Tensor>> ParametersFromSnapshot(
     out.push_back(at::from_blob(data, shape, *type).to(at::kFloat));
   }
   if (found.size() != out.size()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("weights: expected ", out.size(), " tensors, found ",
-                     found.size()));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "weights: expected ", out.size(), " tensors, found ", found.size()));
   }
   return out;
 }
@@ -188,8 +192,7 @@ namespace {
 
 // Fills the packing fields of `grid` and returns the real tokens as rows.
 TokenRows PackRealTokens(const TokenBatch& batch,
-                         const std::vector<int64_t>& slots,
-                         GridOptions* grid) {
+                         const std::vector<int64_t>& slots, GridOptions* grid) {
   std::vector<int64_t> ids, positions;
   std::vector<int64_t> row_of_slot(batch.ids.size(), 0);
   for (size_t row = 0; row < slots.size(); ++row) {
@@ -323,8 +326,7 @@ std::vector<int64_t> RealSlots(const TokenBatch& batch) {
 std::vector<int64_t> LastSlots(const TokenBatch& batch) {
   std::vector<int64_t> out;
   for (int64_t b = 0; b < batch.batch; ++b) {
-    out.push_back(b * batch.length + batch.lengths[static_cast<size_t>(b)] -
-                  1);
+    out.push_back(b * batch.length + batch.lengths[static_cast<size_t>(b)] - 1);
   }
   return out;
 }
@@ -369,8 +371,7 @@ void TorchModel::Adopt(const ModelConfig& config,
 
 std::shared_ptr<const Network> TorchModel::PassNetwork() const {
   if (adopted_.empty()) return network_;
-  return std::make_shared<const Network>(config_, adopted_,
-                                         NetworkSettings());
+  return std::make_shared<const Network>(config_, adopted_, NetworkSettings());
 }
 
 absl::Status TorchModel::Check(HeadKind head) const {
@@ -450,8 +451,7 @@ absl::StatusOr<std::vector<float>> TorchModel::Values(
   const std::vector<int64_t> slots = RealSlots(batch);
   const std::vector<float> values = ToVector(ScalarHead(
       *network,
-      SelectSlots(StatesOf(*network, batch, options_.fused_attention),
-                  slots)));
+      SelectSlots(StatesOf(*network, batch, options_.fused_attention), slots)));
   std::vector<float> out(batch.ids.size(), 0.0f);
   for (size_t i = 0; i < slots.size(); ++i) {
     out[static_cast<size_t>(slots[i])] = values[i];
@@ -465,9 +465,8 @@ absl::StatusOr<std::vector<float>> TorchModel::Scores(
   c10::AutoGradMode no_grad(false);
   const std::shared_ptr<const Network> network = PassNetwork();
   return ToVector(ScalarHead(
-      *network,
-      SelectSlots(StatesOf(*network, batch, options_.fused_attention),
-                  LastSlots(batch))));
+      *network, SelectSlots(StatesOf(*network, batch, options_.fused_attention),
+                            LastSlots(batch))));
 }
 
 }  // namespace cox

@@ -127,8 +127,8 @@ absl::Status CallCore::CallOnce(const CallShape& shape, const Attempt& attempt,
   }
   if (status.ok()) return absl::OkStatus();
   // A connection that still stands carried the server's own answer.
-  *server_alive = channel->GetState(/*try_to_connect=*/false) ==
-                  GRPC_CHANNEL_READY;
+  *server_alive =
+      channel->GetState(/*try_to_connect=*/false) == GRPC_CHANNEL_READY;
   // The next attempt resolves the address again: a restarted coordinator may
   // listen elsewhere, and a stopped one holds its connection open.
   if (status.error_code() == grpc::StatusCode::DEADLINE_EXCEEDED ||
@@ -143,9 +143,9 @@ bool CallCore::Reregistered(const CallShape& shape,
                             const absl::Status& status) {
   if (!reregister_ || shape.registering) return false;
   const ErrorReason reason = ReasonOf(status);
-  const bool fenced = absl::IsFailedPrecondition(status) &&
-                      (reason == ErrorReason::kStaleEpoch ||
-                       reason == ErrorReason::kNone);
+  const bool fenced =
+      absl::IsFailedPrecondition(status) &&
+      (reason == ErrorReason::kStaleEpoch || reason == ErrorReason::kNone);
   const bool forgotten =
       absl::IsNotFound(status) &&
       (reason == ErrorReason::kUnknownSession ||
@@ -158,8 +158,8 @@ bool CallCore::Reregistered(const CallShape& shape,
     return false;
   }
   const int64_t after = caller().epoch.value;
-  LogInfo("registered again", {{"method", std::string(shape.method)},
-                               Field("epoch", after)});
+  LogInfo("registered again",
+          {{"method", std::string(shape.method)}, Field("epoch", after)});
   // A precondition without a reason may be about anything; only a new epoch
   // makes it worth asking again.
   return forgotten || reason == ErrorReason::kStaleEpoch || after != before;

@@ -51,9 +51,9 @@ class CallCore {
   CallCore& operator=(const CallCore&) = delete;
 
   // One attempt of an RPC on `channel`.
-  using Attempt = std::function<grpc::Status(
-      const std::shared_ptr<grpc::Channel>& channel,
-      grpc::ClientContext* context)>;
+  using Attempt =
+      std::function<grpc::Status(const std::shared_ptr<grpc::Channel>& channel,
+                                 grpc::ClientContext* context)>;
   absl::Status Call(const CallShape& shape, const Attempt& attempt);
 
   // Writes the identity into a request. Used inside attempts, so that a

@@ -147,9 +147,8 @@ absl::StatusOr<PeerIdentity> IdentityIn(X509* cert) {
     const GENERAL_NAME* name = sk_GENERAL_NAME_value(names.get(), i);
     if (name->type != GEN_URI) continue;
     const ASN1_IA5STRING* uri = name->d.uniformResourceIdentifier;
-    uris.emplace_back(
-        reinterpret_cast<const char*>(ASN1_STRING_get0_data(uri)),
-        static_cast<size_t>(ASN1_STRING_length(uri)));
+    uris.emplace_back(reinterpret_cast<const char*>(ASN1_STRING_get0_data(uri)),
+                      static_cast<size_t>(ASN1_STRING_length(uri)));
   }
   if (uris.size() != 1) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -178,7 +177,8 @@ absl::Status WriteLeaf(const std::string& dir, const KeyPair& leaf,
                        const std::string& authority_pem) {
   Fs& fs = Fs::Real();
   COX_RETURN_IF_ERROR(fs.MakeDirs(dir, 0700));
-  const std::string version = absl::StrCat("..", Sha256Hex(leaf.key_pem).substr(0, 16));
+  const std::string version =
+      absl::StrCat("..", Sha256Hex(leaf.key_pem).substr(0, 16));
   const std::string folder = JoinPath(dir, version);
   COX_RETURN_IF_ERROR(fs.MakeDirs(folder, 0700));
   const std::pair<const char*, const std::string*> files[] = {
@@ -225,17 +225,16 @@ absl::StatusOr<KeyPair> MakeAuthority(const std::string& common_name,
                                       absl::Duration lifetime) {
   Key key(EVP_EC_gen("P-256"));
   if (key == nullptr) return SslError("new key");
-  COX_ASSIGN_OR_RETURN(
-      Cert cert, NewCertificate(key.get(), common_name, lifetime,
-                                absl::Minutes(5)));
+  COX_ASSIGN_OR_RETURN(Cert cert, NewCertificate(key.get(), common_name,
+                                                 lifetime, absl::Minutes(5)));
   X509_set_issuer_name(cert.get(), X509_get_subject_name(cert.get()));
   COX_RETURN_IF_ERROR(AddExtension(cert.get(), cert.get(),
                                    NID_basic_constraints,
                                    "critical,CA:TRUE,pathlen:0"));
   COX_RETURN_IF_ERROR(AddExtension(cert.get(), cert.get(), NID_key_usage,
                                    "critical,keyCertSign,cRLSign"));
-  COX_RETURN_IF_ERROR(AddExtension(cert.get(), cert.get(),
-                                   NID_subject_key_identifier, "hash"));
+  COX_RETURN_IF_ERROR(
+      AddExtension(cert.get(), cert.get(), NID_subject_key_identifier, "hash"));
   if (X509_sign(cert.get(), key.get(), EVP_sha256()) == 0) {
     return SslError("signing");
   }
@@ -249,13 +248,12 @@ absl::StatusOr<KeyPair> IssueLeaf(const KeyPair& authority,
   COX_ASSIGN_OR_RETURN(Key issuer_key,
                        ParseKey(authority.key_pem, "authority"));
   // What is issued must be accepted.
-  COX_RETURN_IF_ERROR(
-      ParseIdentity(FormatIdentity(request.identity)).status());
+  COX_RETURN_IF_ERROR(ParseIdentity(FormatIdentity(request.identity)).status());
   Key key(EVP_EC_gen("P-256"));
   if (key == nullptr) return SslError("new key");
-  COX_ASSIGN_OR_RETURN(
-      Cert cert, NewCertificate(key.get(), request.identity.name,
-                                request.lifetime, request.backdate));
+  COX_ASSIGN_OR_RETURN(Cert cert,
+                       NewCertificate(key.get(), request.identity.name,
+                                      request.lifetime, request.backdate));
   X509_set_issuer_name(cert.get(), X509_get_subject_name(issuer.get()));
   std::string names = "URI:" + FormatIdentity(request.identity);
   for (const std::string& dns : request.dns_names) names += ",DNS:" + dns;
@@ -319,8 +317,8 @@ absl::Status InitCertificates(const CertificateFolderOptions& given) {
   COX_RETURN_IF_ERROR(IssueAll(options, authority));
   COX_RETURN_IF_ERROR(WriteFileDurably(fs, JoinPath(options.dir, "run.json"),
                                        facts.dump(2) + "\n"));
-  COX_RETURN_IF_ERROR(WriteFileDurably(fs, JoinPath(dir, "ca.crt"),
-                                       authority.certificate_pem));
+  COX_RETURN_IF_ERROR(
+      WriteFileDurably(fs, JoinPath(dir, "ca.crt"), authority.certificate_pem));
   return WriteFileDurably(fs, JoinPath(dir, "ca.key"), authority.key_pem);
 }
 
@@ -334,8 +332,7 @@ absl::Status RenewCertificates(const std::string& dir,
                        fs.ReadAll(JoinPath(dir, "run.json")));
   const nlohmann::json facts = nlohmann::json::parse(text, nullptr, false);
   const auto word = [&facts](const char* name) {
-    return facts.is_object() && facts.contains(name) &&
-                   facts[name].is_string()
+    return facts.is_object() && facts.contains(name) && facts[name].is_string()
                ? facts[name].get<std::string>()
                : std::string();
   };

@@ -21,8 +21,8 @@ struct KeyPair {
 };
 
 struct LeafRequest {
-  PeerIdentity identity;                // the URI name
-  std::vector<std::string> dns_names;   // for clients that check names (KEDA)
+  PeerIdentity identity;               // the URI name
+  std::vector<std::string> dns_names;  // for clients that check names (KEDA)
   std::vector<std::string> ip_addresses;
   absl::Duration lifetime = absl::Hours(24);
   // Valid from this long ago: clocks of nodes differ.
@@ -58,8 +58,8 @@ struct CertificateFolderOptions {
   std::string run;
   std::string ns = "default";
   std::string trust_domain = "cox.local";
-  std::vector<std::string> roles;        // empty = Roles()
-  std::vector<std::string> dns_names;    // beside localhost
+  std::vector<std::string> roles;      // empty = Roles()
+  std::vector<std::string> dns_names;  // beside localhost
   absl::Duration lifetime = absl::Hours(24);
 };
 

@@ -46,8 +46,8 @@ absl::StatusOr<Endpoint> ResolveEndpoint(Fs& fs, std::string_view source) {
     return absl::UnavailableError(
         absl::StrCat(path, ": no endpoints yet (is the coordinator up?)"));
   }
-  const nlohmann::json json = nlohmann::json::parse(
-      *text, /*cb=*/nullptr, /*allow_exceptions=*/false);
+  const nlohmann::json json =
+      nlohmann::json::parse(*text, /*cb=*/nullptr, /*allow_exceptions=*/false);
   Endpoint endpoint;
   if (json.is_object()) {
     const auto coordinator = json.find("coordinator");

@@ -54,10 +54,10 @@ class Cursor {
     while (length > 0) {
       if (done()) return false;
       const grpc::Slice& slice = slices_[slice_];
-      const size_t n = static_cast<size_t>(
-          std::min<uint64_t>(length, slice.size() - at_));
-      pieces->emplace_back(
-          reinterpret_cast<const char*>(slice.begin()) + at_, n);
+      const size_t n =
+          static_cast<size_t>(std::min<uint64_t>(length, slice.size() - at_));
+      pieces->emplace_back(reinterpret_cast<const char*>(slice.begin()) + at_,
+                           n);
       at_ += n;
       length -= n;
       Settle();
@@ -79,9 +79,9 @@ class Cursor {
 };
 
 absl::Status Malformed(std::string_view what) {
-  return absl::DataLossError(absl::StrCat(
-      "chunk: malformed message (", absl::string_view(what.data(), what.size()),
-      ")"));
+  return absl::DataLossError(
+      absl::StrCat("chunk: malformed message (",
+                   absl::string_view(what.data(), what.size()), ")"));
 }
 
 // A field of a later version of the contract.
@@ -126,9 +126,10 @@ grpc::ByteBuffer EncodeChunk(const std::shared_ptr<const Snapshot>& snapshot,
   const grpc::Slice slices[] = {
       grpc::Slice(header),
       // gRPC only reads; its interface knows no const.
-      grpc::Slice(const_cast<char*>(data.data()), data.size(),
-                  [](void* owner) { delete static_cast<Owner*>(owner); },
-                  new Owner(snapshot))};
+      grpc::Slice(
+          const_cast<char*>(data.data()), data.size(),
+          [](void* owner) { delete static_cast<Owner*>(owner); },
+          new Owner(snapshot))};
   return grpc::ByteBuffer(slices, 2);
 }
 

@@ -25,7 +25,8 @@ grpc::ByteBuffer EncodeChunk(const std::shared_ptr<const Snapshot>& snapshot,
 
 class ChunkView {
  public:
-  // DATA_LOSS when `buffer` is no Chunk, or one with more data than kChunkBytes.
+  // DATA_LOSS when `buffer` is no Chunk, or one with more data than
+  // kChunkBytes.
   static absl::StatusOr<ChunkView> Parse(const grpc::ByteBuffer& buffer);
 
   uint64_t offset() const { return offset_; }

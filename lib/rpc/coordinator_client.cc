@@ -93,18 +93,18 @@ class CoordinatorClient::Impl {
  public:
   explicit Impl(CoordinatorClientOptions options)
       : options_(std::move(options)),
-        core_({.address = options_.address,
-               .caller = {.run_id = options_.run_id,
-                          .session = options_.session.empty()
-                                         ? NewSessionId()
-                                         : options_.session,
-                          .role = options_.role,
-                          .name = options_.name,
-                          .epoch = {},
-                          .generation = {}},
-               .patience = options_.patience,
-               .max_backoff = options_.max_backoff,
-               .reregister = [this] { return Register().status(); }}) {}
+        core_(
+            {.address = options_.address,
+             .caller = {.run_id = options_.run_id,
+                        .session = options_.session.empty() ? NewSessionId()
+                                                            : options_.session,
+                        .role = options_.role,
+                        .name = options_.name,
+                        .epoch = {},
+                        .generation = {}},
+             .patience = options_.patience,
+             .max_backoff = options_.max_backoff,
+             .reregister = [this] { return Register().status(); }}) {}
 
   CallCore& core() { return core_; }
 
@@ -116,9 +116,9 @@ class CoordinatorClient::Impl {
       grpc::Status (Service::Stub::*method)(grpc::ClientContext*,
                                             const Request&, Response*)) {
     Response response;
-    COX_RETURN_IF_ERROR(core_.Call(
-        shape, [&](const std::shared_ptr<grpc::Channel>& channel,
-                   grpc::ClientContext* context) {
+    COX_RETURN_IF_ERROR(
+        core_.Call(shape, [&](const std::shared_ptr<grpc::Channel>& channel,
+                              grpc::ClientContext* context) {
           core_.FillCaller(request.mutable_caller());
           response.Clear();
           auto stub = Service::NewStub(channel);
@@ -137,19 +137,19 @@ class CoordinatorClient::Impl {
     }
     request.set_pid(getpid());
     v1::RegisterResponse response;
-    COX_RETURN_IF_ERROR(core_.Call(
-        {.method = "RunService.Register",
-         .extra = absl::ZeroDuration(),
-         .registering = true},
-        [&](const std::shared_ptr<grpc::Channel>& channel,
-            grpc::ClientContext* context) {
-          core_.FillCaller(request.mutable_caller());
-          // Registering is how the epoch is learned.
-          request.mutable_caller()->set_epoch(0);
-          response.Clear();
-          return v1::RunService::NewStub(channel)->Register(context, request,
-                                                            &response);
-        }));
+    COX_RETURN_IF_ERROR(
+        core_.Call({.method = "RunService.Register",
+                    .extra = absl::ZeroDuration(),
+                    .registering = true},
+                   [&](const std::shared_ptr<grpc::Channel>& channel,
+                       grpc::ClientContext* context) {
+                     core_.FillCaller(request.mutable_caller());
+                     // Registering is how the epoch is learned.
+                     request.mutable_caller()->set_epoch(0);
+                     response.Clear();
+                     return v1::RunService::NewStub(channel)->Register(
+                         context, request, &response);
+                   }));
     core_.LearnRunId(response.run_id());
     core_.SetEpoch(response.epoch());
     const v1::LimitSettings& limits = response.config().limits();
@@ -185,13 +185,13 @@ absl::StatusOr<v1::RegisterResponse> CoordinatorClient::Register() {
 
 absl::StatusOr<v1::HeartbeatResponse> CoordinatorClient::Heartbeat(
     v1::HeartbeatRequest request) {
-  COX_ASSIGN_OR_RETURN(v1::HeartbeatResponse response,
-                       impl_->Unary<v1::RunService>(
-                           {.method = "RunService.Heartbeat",
-                            .extra = absl::ZeroDuration(),
-                            .once = true},
-                           std::move(request),
-                           &v1::RunService::Stub::Heartbeat));
+  COX_ASSIGN_OR_RETURN(
+      v1::HeartbeatResponse response,
+      impl_->Unary<v1::RunService>({.method = "RunService.Heartbeat",
+                                    .extra = absl::ZeroDuration(),
+                                    .once = true},
+                                   std::move(request),
+                                   &v1::RunService::Stub::Heartbeat));
   impl_->core().LearnEpoch(response.epoch());
   return response;
 }
@@ -296,9 +296,9 @@ absl::StatusOr<std::vector<bool>> CoordinatorClient::RenewLease(
                                        std::move(request),
                                        &v1::RolloutService::Stub::RenewLease));
   if (static_cast<size_t>(response.held_size()) != units.size()) {
-    return absl::InternalError(
-        absl::StrCat("RenewLease: expected ", units.size(),
-                     " answers, found ", response.held_size()));
+    return absl::InternalError(absl::StrCat("RenewLease: expected ",
+                                            units.size(), " answers, found ",
+                                            response.held_size()));
   }
   return std::vector<bool>(response.held().begin(), response.held().end());
 }
@@ -340,8 +340,8 @@ absl::StatusOr<SubmitOutcome> CoordinatorClient::SubmitUnit(
         });
   };
   absl::Status sent = send();
-  for (int i = 1; i < kMaxTransfers &&
-                  ReasonOf(sent) == ErrorReason::kDamagedOnTheWay;
+  for (int i = 1;
+       i < kMaxTransfers && ReasonOf(sent) == ErrorReason::kDamagedOnTheWay;
        ++i) {
     sent = send();
   }
@@ -354,8 +354,8 @@ absl::StatusOr<SubmitOutcome> CoordinatorClient::SubmitUnit(
     case v1::SubmitUnitResponse::ALREADY_CONSUMED:
       return SubmitOutcome::kAlreadyConsumed;
     default:
-      return absl::InternalError(absl::StrCat("SubmitUnit: unknown outcome ",
-                                              response.outcome()));
+      return absl::InternalError(
+          absl::StrCat("SubmitUnit: unknown outcome ", response.outcome()));
   }
 }
 

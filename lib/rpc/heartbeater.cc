@@ -94,9 +94,9 @@ void Heartbeater::Loop() {
     if (last) return;
     if (stops && on_stop_) on_stop_();
     MutexLock lock(&mutex_);
-    changed_.WaitFor(
-        mutex_, interval_,
-        [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return closing_; });
+    changed_.WaitFor(mutex_, interval_,
+                     [this]()
+                         ABSL_NO_THREAD_SAFETY_ANALYSIS { return closing_; });
   }
 }
 

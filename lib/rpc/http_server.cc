@@ -21,10 +21,10 @@ class HttpServer::Impl {
     server_.set_payload_max_length(4096);
     server_.set_read_timeout(5);
     server_.set_write_timeout(5);
-    server_.Get("/livez", [](const httplib::Request&,
-                             httplib::Response& response) {
-      response.set_content("ok\n", "text/plain");
-    });
+    server_.Get("/livez",
+                [](const httplib::Request&, httplib::Response& response) {
+                  response.set_content("ok\n", "text/plain");
+                });
     server_.Get("/readyz", [this](const httplib::Request&,
                                   httplib::Response& response) {
       const bool ready = !options_.ready || options_.ready();
@@ -55,8 +55,8 @@ class HttpServer::Impl {
       port_ = options_.port;
     }
     if (port_ <= 0) {
-      return absl::UnavailableError(absl::StrCat(
-          "cannot listen on ", options_.host, ":", options_.port));
+      return absl::UnavailableError(
+          absl::StrCat("cannot listen on ", options_.host, ":", options_.port));
     }
     thread_ = Thread("http", [this] { server_.listen_after_bind(); });
     // stop() before the loop runs would be lost.

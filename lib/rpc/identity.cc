@@ -46,13 +46,16 @@ absl::StatusOr<PeerIdentity> ParseIdentity(std::string_view uri) {
         "identity: expected spiffe://DOMAIN/ns/NS/run/RUN/role/ROLE/NAME");
   }
   constexpr std::array<std::pair<size_t, const char*>, 5> kChecked = {
-      {{0, "trust domain"}, {2, "namespace"}, {4, "run"}, {6, "role"},
+      {{0, "trust domain"},
+       {2, "namespace"},
+       {4, "run"},
+       {6, "role"},
        {7, "name"}}};
   for (const auto& [index, what] : kChecked) {
     if (!IsPart(parts[index])) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "identity: ", what,
-          ": expected 1 to 64 characters out of [a-zA-Z0-9._-]"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("identity: ", what,
+                       ": expected 1 to 64 characters out of [a-zA-Z0-9._-]"));
     }
   }
   return PeerIdentity{std::string(parts[0]), std::string(parts[2]),

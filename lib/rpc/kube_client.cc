@@ -45,9 +45,10 @@ absl::StatusOr<KubeClient> KubeClient::Create(KubeClientOptions options) {
   const absl::StatusOr<std::string> token =
       ReadWord(client.options_.dir, "token");
   if (!ns.ok() || !token.ok()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        client.options_.dir, ": expected the files token, ca.crt and "
-        "namespace of a service account"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(client.options_.dir,
+                     ": expected the files token, ca.crt and "
+                     "namespace of a service account"));
   }
   client.ns_ = *ns;
   return client;
@@ -69,18 +70,17 @@ absl::Status KubeClient::Annotate(
   const nlohmann::json body = {{"metadata", {{"annotations", annotations}}}};
   const std::string path =
       absl::StrCat("/api/v1/namespaces/", ns_, "/pods/", pod);
-  const httplib::Result result =
-      http.Patch(path.c_str(), {{"Authorization", absl::StrCat("Bearer ", token)}},
-                 body.dump(), "application/merge-patch+json");
+  const httplib::Result result = http.Patch(
+      path.c_str(), {{"Authorization", absl::StrCat("Bearer ", token)}},
+      body.dump(), "application/merge-patch+json");
   if (!result) {
-    return absl::UnavailableError(absl::StrCat(
-        "API server ", options_.host, ":", options_.port, ": ",
-        httplib::to_string(result.error())));
+    return absl::UnavailableError(
+        absl::StrCat("API server ", options_.host, ":", options_.port, ": ",
+                     httplib::to_string(result.error())));
   }
   if (result->status / 100 == 2) return absl::OkStatus();
-  const std::string said =
-      absl::StrCat("PATCH ", path, ": ", result->status, " ",
-                   result->body.substr(0, 300));
+  const std::string said = absl::StrCat("PATCH ", path, ": ", result->status,
+                                        " ", result->body.substr(0, 300));
   switch (result->status) {
     case 404:
       return absl::NotFoundError(said);

@@ -49,9 +49,9 @@ class OperatorClient::Impl {
       std::string_view method, Request request,
       grpc::Status (v1::ControlService::Stub::*function)(
           grpc::ClientContext*, const Request&, v1::ControlResponse*)) {
-    COX_ASSIGN_OR_RETURN(v1::ControlResponse response,
-                         Unary<v1::ControlService>(method, std::move(request),
-                                                   function));
+    COX_ASSIGN_OR_RETURN(
+        v1::ControlResponse response,
+        Unary<v1::ControlService>(method, std::move(request), function));
     return response.effective_step();
   }
 

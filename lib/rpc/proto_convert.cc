@@ -41,7 +41,7 @@ void ToProto(const CallerIdentity& caller, cox::v1::Caller* proto) {
 }
 
 CallerIdentity FromProto(const cox::v1::Caller& proto) {
-  return {proto.run_id(), proto.session(),       proto.role(),
+  return {proto.run_id(), proto.session(),      proto.role(),
           proto.name(),   Epoch{proto.epoch()}, Generation{proto.generation()}};
 }
 

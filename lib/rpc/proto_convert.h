@@ -42,12 +42,13 @@ absl::StatusOr<PolicyVersion> FromProto(const cox::v1::PolicyVersion& proto);
 
 // A version of a model and where to fetch it.
 struct VersionSource {
-  std::string model;         // "policy", "reward", "reference"
+  std::string model;  // "policy", "reward", "reference"
   PolicyVersion version;
-  std::string content_hash;  // 64 hex digits
-  std::string manifest;      // canonical text
+  std::string content_hash;            // 64 hex digits
+  std::string manifest;                // canonical text
   std::vector<std::string> addresses;  // WeightService, preferred first
-  std::vector<float> canary = {};  // the publisher's CanaryLogprobs(); {} = none
+  std::vector<float> canary =
+      {};  // the publisher's CanaryLogprobs(); {} = none
 };
 void ToProto(const VersionSource& source, cox::v1::VersionSource* proto);
 absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto);

@@ -18,13 +18,15 @@ std::string Usage(std::string_view program, std::string_view name) {
       " --coordinator ADDR [flags]\n"
       "  --coordinator ADDR  host:port, or file:PATH of endpoints.json\n"
       "  --run-id ID         run to join (default: whichever it is)\n"
-      "  --name NAME         default ", std::string(name),
+      "  --name NAME         default ",
+      std::string(name),
       "\n"
       "  --bind HOST         gRPC host, default 127.0.0.1\n"
       "  --port N            gRPC port, default 0 = any free one\n"
       "  --advertise HOST    name or address by which others reach this\n"
       "                      process, default that of --bind\n"
-      "  --tls DIR           folder with ca.crt, tls.crt, tls.key: mutual TLS;\n"
+      "  --tls DIR           folder with ca.crt, tls.crt, tls.key: mutual "
+      "TLS;\n"
       "                      default $COX_TLS_DIR; none = loopback only\n"
       "  --http-host HOST    probes and metrics, default 127.0.0.1\n"
       "  --http-port N       default 0 = any free one\n"
@@ -94,8 +96,8 @@ absl::StatusOr<RoleFlags> ParseRoleFlags(std::string_view program,
     } else if (flag == "--http-port") {
       COX_ASSIGN_OR_RETURN(flags.http_port, ParsePort(flag, value));
     } else {
-      return absl::InvalidArgumentError(absl::StrCat(
-          flag, ": unknown flag\n", Usage(program, default_name)));
+      return absl::InvalidArgumentError(
+          absl::StrCat(flag, ": unknown flag\n", Usage(program, default_name)));
     }
   }
   if (flags.coordinator.empty()) {

@@ -42,10 +42,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   }
   server->port_ = port;
   const size_t colon = options.bind.rfind(':');
-  server->address_ = absl::StrCat(options.advertise.empty()
-                                      ? options.bind.substr(0, colon)
-                                      : options.advertise,
-                                  ":", port);
+  server->address_ =
+      absl::StrCat(options.advertise.empty() ? options.bind.substr(0, colon)
+                                             : options.advertise,
+                   ":", port);
   server->SetServing(false);
   return server;
 }
@@ -72,8 +72,7 @@ absl::Duration TimeLeft(const grpc::ServerContextBase& context) {
 }
 
 absl::Status CheckCall(const grpc::ServerContextBase& context,
-                       const cox::v1::Caller& caller,
-                       std::string_view run_id) {
+                       const cox::v1::Caller& caller, std::string_view run_id) {
   if (context.deadline() == std::chrono::system_clock::time_point::max()) {
     return absl::InvalidArgumentError("the call has no deadline");
   }

@@ -19,7 +19,7 @@
 namespace cox {
 
 struct RpcServerOptions {
-  std::string bind = "127.0.0.1:0";  // port 0 = the kernel chooses
+  std::string bind = "127.0.0.1:0";      // port 0 = the kernel chooses
   std::vector<grpc::Service*> services;  // must outlive the server
   std::string advertise = "";  // host that others reach; "" = that of `bind`
   // Certificate; null = that of the process (plaintext when it has none).

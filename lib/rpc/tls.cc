@@ -67,11 +67,9 @@ class Authorizer final : public grpc::AuthMetadataProcessor {
   bool IsBlocking() const override { return false; }
 
   grpc::Status Process(const InputMetadata& metadata,
-                       grpc::AuthContext* context,
-                       OutputMetadata* /*consumed*/,
+                       grpc::AuthContext* context, OutputMetadata* /*consumed*/,
                        OutputMetadata* /*response*/) override {
-    const absl::StatusOr<PeerIdentity> peer =
-        ParseIdentity(PeerUriOf(context));
+    const absl::StatusOr<PeerIdentity> peer = ParseIdentity(PeerUriOf(context));
     if (!peer.ok()) {
       return {grpc::StatusCode::UNAUTHENTICATED,
               std::string(peer.status().message())};
@@ -131,11 +129,9 @@ absl::StatusOr<std::shared_ptr<const TlsIdentity>> TlsIdentity::Load(
   COX_ASSIGN_OR_RETURN(const std::string key_pem, Fs::Real().ReadAll(key));
   COX_ASSIGN_OR_RETURN(const std::string certificate_pem,
                        Fs::Real().ReadAll(certificate));
-  COX_ASSIGN_OR_RETURN(const std::string roots_pem,
-                       Fs::Real().ReadAll(roots));
-  COX_ASSIGN_OR_RETURN(
-      const CertificateFacts facts,
-      InspectCertificate(certificate_pem, key_pem, roots_pem));
+  COX_ASSIGN_OR_RETURN(const std::string roots_pem, Fs::Real().ReadAll(roots));
+  COX_ASSIGN_OR_RETURN(const CertificateFacts facts,
+                       InspectCertificate(certificate_pem, key_pem, roots_pem));
   auto out = std::shared_ptr<TlsIdentity>(new TlsIdentity());
   out->dir_ = dir;
   out->identity_ = facts.identity;
@@ -176,8 +172,7 @@ std::string PeerUriOf(const grpc::AuthContext* context) {
   const std::vector<grpc::string_ref> names =
       context->FindPropertyValues(GRPC_PEER_SPIFFE_ID_PROPERTY_NAME);
   // Several identities are none.
-  return names.size() == 1 ? std::string(names[0].data(), names[0].size())
-                           : "";
+  return names.size() == 1 ? std::string(names[0].data(), names[0].size()) : "";
 }
 
 void SetProcessTls(std::shared_ptr<const TlsIdentity> tls) {

@@ -76,9 +76,9 @@ class Fetcher {
 
   // Fills the assembler.
   absl::Status Receive() {
-    Backoff backoff({.initial = absl::Milliseconds(100),
-                     .maximum = absl::Seconds(2)},
-                    std::hash<std::string>{}(options_.caller.session));
+    Backoff backoff(
+        {.initial = absl::Milliseconds(100), .maximum = absl::Seconds(2)},
+        std::hash<std::string>{}(options_.caller.session));
     absl::Status last = absl::UnavailableError("nothing was tried");
     MonoTime progress = Clock::Real().Now();
     while (!assembler_->complete()) {
@@ -87,8 +87,8 @@ class Fetcher {
         if (source.quarantined) continue;
         const absl::Status status = ReceiveFrom(&source);
         if (assembler_->complete()) return absl::OkStatus();
-        last = status.ok() ? absl::UnavailableError("stream ended early")
-                           : status;
+        last =
+            status.ok() ? absl::UnavailableError("stream ended early") : status;
         last = Annotate(last, source.address);
         // Who asks for what cannot be served anywhere need not ask elsewhere.
         if (absl::IsInvalidArgument(status) ||
@@ -105,15 +105,13 @@ class Fetcher {
       const absl::Duration pause = backoff.Next();
       const MonoTime next = Clock::Real().Now() + pause;
       const std::string what = absl::StrCat(
-          "weights ", version_.content_hash, ": ",
-          assembler_->bytes_received(), " of ", assembler_->total_bytes(),
-          " bytes; last: ", last.ToString());
+          "weights ", version_.content_hash, ": ", assembler_->bytes_received(),
+          " of ", assembler_->total_bytes(), " bytes; last: ", last.ToString());
       if (next > end_) return absl::DeadlineExceededError(what);
       if (next - progress > options_.patience) {
         return absl::UnavailableError(what);
       }
-      if (options_.sleep ? options_.sleep(pause)
-                         : SleepUnlessShutdown(pause)) {
+      if (options_.sleep ? options_.sleep(pause) : SleepUnlessShutdown(pause)) {
         return absl::CancelledError("weights: this process is leaving");
       }
     }
@@ -156,8 +154,8 @@ class Fetcher {
     context.TryCancel();
     static_cast<void>(reader->Finish());
     if (status.ok()) return status;
-    LogWarning("bad chunk of weights", {{"source", source->address},
-                                        {"error", status.ToString()}});
+    LogWarning("bad chunk of weights",
+               {{"source", source->address}, {"error", status.ToString()}});
     if (++source->bad_chunks >= options_.max_bad_chunks) {
       source->quarantined = true;
     }

@@ -16,7 +16,7 @@ namespace cox {
 
 struct FetchOptions {
   CallerIdentity caller;
-  uint64_t max_bytes = uint64_t{64} << 30;  // refuse a larger arena
+  uint64_t max_bytes = uint64_t{64} << 30;      // refuse a larger arena
   absl::Duration deadline = absl::Minutes(10);  // of the whole fetch
   // Gives up earlier when nobody delivered a byte for this long: the addresses
   // may be those of processes that are gone.

@@ -81,9 +81,7 @@ class FetchReactor final : public Reactor {
 
 class RefuseReactor final : public Reactor {
  public:
-  explicit RefuseReactor(const absl::Status& status) {
-    Finish(ToGrpc(status));
-  }
+  explicit RefuseReactor(const absl::Status& status) { Finish(ToGrpc(status)); }
   void OnDone() override { delete this; }
 };
 
@@ -97,8 +95,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* WeightServiceImpl::Fetch(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   cox::v1::FetchRequest request;
   grpc::ByteBuffer copy(*bytes);  // of the reference; parsing consumes it
-  if (!grpc::SerializationTraits<cox::v1::FetchRequest>::Deserialize(
-           &copy, &request)
+  if (!grpc::SerializationTraits<cox::v1::FetchRequest>::Deserialize(&copy,
+                                                                     &request)
            .ok()) {
     return new RefuseReactor(
         absl::InvalidArgumentError("Fetch: malformed FetchRequest"));

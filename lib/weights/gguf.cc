@@ -51,11 +51,23 @@ enum ValueType : uint32_t {
 // Bytes of a number or flag; 0 for strings, lists and unknown types.
 uint64_t ScalarBytes(uint32_t type) {
   switch (type) {
-    case kUint8: case kInt8: case kBool: return 1;
-    case kUint16: case kInt16: return 2;
-    case kUint32: case kInt32: case kFloat32: return 4;
-    case kUint64: case kInt64: case kFloat64: return 8;
-    default: return 0;
+    case kUint8:
+    case kInt8:
+    case kBool:
+      return 1;
+    case kUint16:
+    case kInt16:
+      return 2;
+    case kUint32:
+    case kInt32:
+    case kFloat32:
+      return 4;
+    case kUint64:
+    case kInt64:
+    case kFloat64:
+      return 8;
+    default:
+      return 0;
   }
 }
 
@@ -72,17 +84,28 @@ T Load(const char* bytes) {
 
 GgufValue ScalarValue(uint32_t type, const char* bytes) {
   switch (type) {
-    case kUint8: return uint64_t{Load<uint8_t>(bytes)};
-    case kInt8: return int64_t{Load<int8_t>(bytes)};
-    case kUint16: return uint64_t{Load<uint16_t>(bytes)};
-    case kInt16: return int64_t{Load<int16_t>(bytes)};
-    case kUint32: return uint64_t{Load<uint32_t>(bytes)};
-    case kInt32: return int64_t{Load<int32_t>(bytes)};
-    case kFloat32: return double{Load<float>(bytes)};
-    case kUint64: return Load<uint64_t>(bytes);
-    case kInt64: return Load<int64_t>(bytes);
-    case kFloat64: return Load<double>(bytes);
-    default: return Load<uint8_t>(bytes) != 0;
+    case kUint8:
+      return uint64_t{Load<uint8_t>(bytes)};
+    case kInt8:
+      return int64_t{Load<int8_t>(bytes)};
+    case kUint16:
+      return uint64_t{Load<uint16_t>(bytes)};
+    case kInt16:
+      return int64_t{Load<int16_t>(bytes)};
+    case kUint32:
+      return uint64_t{Load<uint32_t>(bytes)};
+    case kInt32:
+      return int64_t{Load<int32_t>(bytes)};
+    case kFloat32:
+      return double{Load<float>(bytes)};
+    case kUint64:
+      return Load<uint64_t>(bytes);
+    case kInt64:
+      return Load<int64_t>(bytes);
+    case kFloat64:
+      return Load<double>(bytes);
+    default:
+      return Load<uint8_t>(bytes) != 0;
   }
 }
 
@@ -98,9 +121,8 @@ class Cursor {
 
   absl::StatusOr<const char*> Take(uint64_t bytes, std::string_view what) {
     if (bytes > left()) {
-      return Bad(absl::StrCat(std::string(what), " of ", bytes,
-                              " bytes at ", position_, " in a file of ",
-                              file_size_));
+      return Bad(absl::StrCat(std::string(what), " of ", bytes, " bytes at ",
+                              position_, " in a file of ", file_size_));
     }
     if (bytes > prefix_.size() - position_) {
       return absl::OutOfRangeError("gguf: the header is longer");
@@ -154,8 +176,8 @@ absl::StatusOr<GgufValue> ReadList(Cursor& in, const std::string& key) {
   }
   const uint64_t width = ScalarBytes(type);
   if (width == 0) {
-    return Bad(absl::StrCat("key '", key, "': lists of type ", type,
-                            " are not read"));
+    return Bad(
+        absl::StrCat("key '", key, "': lists of type ", type, " are not read"));
   }
   COX_ASSIGN_OR_RETURN(const uint64_t count, in.Count("numbers", width));
   COX_ASSIGN_OR_RETURN(const char* data, in.Take(count * width, "list"));
@@ -196,8 +218,8 @@ absl::StatusOr<GgufTensor> ReadTensor(Cursor& in) {
     COX_ASSIGN_OR_RETURN(const uint64_t size, in.Number<uint64_t>("shape"));
     // Below 2^48 elements the size in bytes cannot overflow either.
     if (size < 1 || size >> 48 != 0 || elements > (uint64_t{1} << 48) / size) {
-      return bad(absl::StrCat("dimension ", i, " of ", size,
-                              " is not possible"));
+      return bad(
+          absl::StrCat("dimension ", i, " of ", size, " is not possible"));
     }
     elements *= size;
     tensor.shape.push_back(static_cast<int64_t>(size));
@@ -243,8 +265,8 @@ absl::Status PlaceTensors(uint64_t alignment, uint64_t file_size,
       return Bad(absl::StrCat("tensor '", tensor.name, "': ", what));
     };
     if (tensor.offset % alignment != 0) {
-      return bad(absl::StrCat("offset ", tensor.offset,
-                              " is no multiple of ", alignment));
+      return bad(absl::StrCat("offset ", tensor.offset, " is no multiple of ",
+                              alignment));
     }
     const uint64_t room =
         file_size > header.data_offset ? file_size - header.data_offset : 0;
@@ -267,10 +289,9 @@ absl::Status PlaceTensors(uint64_t alignment, uint64_t file_size,
                               by_offset[i]->name, "' overlap"));
     }
   }
-  std::sort(header.tensors.begin(), header.tensors.end(),
-            [](const GgufTensor& a, const GgufTensor& b) {
-              return a.name < b.name;
-            });
+  std::sort(
+      header.tensors.begin(), header.tensors.end(),
+      [](const GgufTensor& a, const GgufTensor& b) { return a.name < b.name; });
   return absl::OkStatus();
 }
 
@@ -288,8 +309,8 @@ absl::Status CheckVersion(Cursor& in) {
 }
 
 absl::Status WrongType(const std::string& key, std::string_view expected) {
-  return absl::InvalidArgumentError(absl::StrCat(
-      "gguf: key '", key, "': expected ", std::string(expected)));
+  return absl::InvalidArgumentError(
+      absl::StrCat("gguf: key '", key, "': expected ", std::string(expected)));
 }
 
 absl::StatusOr<int64_t> ToInteger(const std::string& key,
@@ -331,18 +352,17 @@ absl::Status DequantizeGguf(GgufType type, std::string_view data,
   const GgufTypeInfo& info = *FindGgufType(static_cast<uint32_t>(type));
   const auto width = static_cast<size_t>(info.block_bytes);
   if (out.size() % kBlock != 0 || data.size() != out.size() / kBlock * width) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "gguf: ", data.size(), " bytes are not ", out.size(), " elements of ",
-        std::string(info.name)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("gguf: ", data.size(), " bytes are not ", out.size(),
+                     " elements of ", std::string(info.name)));
   }
   const char* block = data.data();
   for (size_t at = 0; at < out.size(); at += kBlock, block += width) {
     float* to = out.data() + at;
     const float scale = HalfAt(block);
     if (type == GgufType::kQ4_0) {
-      EachNibble(block + 2, to, [scale](int q) {
-        return scale * static_cast<float>(q - 8);
-      });
+      EachNibble(block + 2, to,
+                 [scale](int q) { return scale * static_cast<float>(q - 8); });
     } else if (type == GgufType::kQ4_1) {
       // A 4-bit by 11-bit product is exact: a fused sum rounds the same.
       EachNibble(block + 4, to, [scale, low = HalfAt(block + 2)](int q) {

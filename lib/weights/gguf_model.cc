@@ -69,11 +69,11 @@ class Keys {
   }
   int64_t Integer(const std::string& key) {
     const std::optional<int64_t> value = Find(key);
-    if (status_.ok() && (!value.has_value() || *value < 1 ||
-                         *value > int64_t{1} << 31)) {
-      status_ = absl::InvalidArgumentError(absl::StrCat(
-          "gguf: ", prefix_, key, ": expected 1 to 2^31, found ",
-          value.has_value() ? absl::StrCat(*value) : "nothing"));
+    if (status_.ok() &&
+        (!value.has_value() || *value < 1 || *value > int64_t{1} << 31)) {
+      status_ = absl::InvalidArgumentError(
+          absl::StrCat("gguf: ", prefix_, key, ": expected 1 to 2^31, found ",
+                       value.has_value() ? absl::StrCat(*value) : "nothing"));
     }
     return value.value_or(1);
   }
@@ -110,8 +110,8 @@ absl::StatusOr<Json> Llama3Scaling(const std::vector<float>& divisors,
   const double n = static_cast<double>(divisors.size());
   bool fits = factor > 0;
   for (size_t i = 0; fits && i < divisors.size(); ++i) {
-    const double wavelength = 2 * std::numbers::pi *
-                              std::pow(theta, static_cast<double>(i) / n);
+    const double wavelength =
+        2 * std::numbers::pi * std::pow(theta, static_cast<double>(i) / n);
     double expected = 1.0;
     if (wavelength > kOriginal / kLow) {
       expected = factor;
@@ -210,9 +210,9 @@ absl::StatusOr<std::string> WithoutInterleaving(const GgufTensor& tensor,
                                                 int64_t heads) {
   const int64_t rows = tensor.shape.front();
   if (heads < 1 || rows % (2 * heads) != 0) {
-    return absl::DataLossError(absl::StrCat(
-        "gguf: tensor '", tensor.name, "': ", rows, " rows, expected ", heads,
-        " heads of an even size"));
+    return absl::DataLossError(absl::StrCat("gguf: tensor '", tensor.name,
+                                            "': ", rows, " rows, expected ",
+                                            heads, " heads of an even size"));
   }
   const auto width = data.size() / static_cast<size_t>(rows);
   const auto half = static_cast<size_t>(rows / heads / 2);
@@ -222,8 +222,7 @@ absl::StatusOr<std::string> WithoutInterleaving(const GgufTensor& tensor,
       for (size_t s = 0; s < 2; ++s) {
         const size_t from = head * 2 * half + 2 * j + s;
         const size_t to = head * 2 * half + s * half + j;
-        std::memcpy(out.data() + to * width, data.data() + from * width,
-                    width);
+        std::memcpy(out.data() + to * width, data.data() + from * width, width);
       }
     }
   }
@@ -287,12 +286,10 @@ absl::StatusOr<ModelFolder> TextsOf(Fs& fs, const std::string& path,
 
 absl::Status ReadTensors(Fs& fs, const std::string& path,
                          const GgufHeader& header, ModelFolder& folder) {
-  COX_ASSIGN_OR_RETURN(const Architecture architecture,
-                       ArchitectureOf(header));
+  COX_ASSIGN_OR_RETURN(const Architecture architecture, ArchitectureOf(header));
   Keys keys(header, architecture.name);
   const int64_t heads = keys.Integer("attention.head_count");
-  const int64_t kv_heads =
-      keys.Find("attention.head_count_kv").value_or(heads);
+  const int64_t kv_heads = keys.Find("attention.head_count_kv").value_or(heads);
   COX_RETURN_IF_ERROR(keys.status());
   for (const GgufTensor& tensor : header.tensors) {
     if (tensor.name == "rope_freqs.weight") continue;
@@ -320,8 +317,7 @@ absl::Status ReadTensors(Fs& fs, const std::string& path,
 bool IsGgufPath(std::string_view path) { return path.ends_with(".gguf"); }
 
 absl::StatusOr<std::string> GgufConfigJson(const GgufHeader& header) {
-  COX_ASSIGN_OR_RETURN(const Architecture architecture,
-                       ArchitectureOf(header));
+  COX_ASSIGN_OR_RETURN(const Architecture architecture, ArchitectureOf(header));
   const GgufTensor* embedding = FindTensor(header, "token_embd.weight");
   if (embedding == nullptr || embedding->shape.size() != 2) {
     return absl::DataLossError("gguf: no matrix token_embd.weight");
@@ -339,8 +335,9 @@ absl::StatusOr<std::string> GgufConfigJson(const GgufHeader& header) {
   const int64_t head_dim =
       keys.Find("attention.key_length").value_or(hidden / heads);
   if (keys.Find("rope.dimension_count").value_or(head_dim) != head_dim) {
-    return NotSupported("rope.dimension_count: heads that rotate in part are "
-                        "not supported");
+    return NotSupported(
+        "rope.dimension_count: heads that rotate in part are "
+        "not supported");
   }
   out["hidden_size"] = hidden;
   out["intermediate_size"] = keys.Integer("feed_forward_length");
@@ -350,8 +347,8 @@ absl::StatusOr<std::string> GgufConfigJson(const GgufHeader& header) {
       keys.Find("attention.head_count_kv").value_or(heads);
   out["head_dim"] = head_dim;
   out["max_position_embeddings"] = keys.Integer("context_length");
-  out["rms_norm_eps"] = Shortest(
-      keys.Number("attention.layer_norm_rms_epsilon").value_or(1e-5));
+  out["rms_norm_eps"] =
+      Shortest(keys.Number("attention.layer_norm_rms_epsilon").value_or(1e-5));
   out["rope_theta"] = Shortest(keys.Number("rope.freq_base").value_or(1e4));
   COX_ASSIGN_OR_RETURN(out["rope_scaling"], RopeScalingJson(keys));
   out["hidden_act"] = "silu";
@@ -378,8 +375,7 @@ absl::StatusOr<ModelFolder> ReadGgufModel(Fs& fs, const std::string& path) {
   COX_ASSIGN_OR_RETURN(const GgufHeader header, ReadGgufHeader(fs, path));
   absl::StatusOr<ModelFolder> folder = TextsOf(fs, path, header);
   if (!folder.ok()) return Annotate(folder.status(), path);
-  COX_RETURN_IF_ERROR(
-      Annotate(ReadTensors(fs, path, header, *folder), path));
+  COX_RETURN_IF_ERROR(Annotate(ReadTensors(fs, path, header, *folder), path));
   return folder;
 }
 

@@ -116,17 +116,17 @@ absl::StatusOr<Tokens> TokensOf(const GgufHeader& header) {
   tokens.types = types.value_or(
       std::vector<int64_t>(tokens.texts->size(), int64_t{kNormal}));
   if (tokens.types.size() != tokens.texts->size()) {
-    return absl::DataLossError(absl::StrCat(
-        "gguf: tokenizer.ggml.token_type: ", tokens.texts->size(),
-        " expected, found ", tokens.types.size()));
+    return absl::DataLossError(
+        absl::StrCat("gguf: tokenizer.ggml.token_type: ", tokens.texts->size(),
+                     " expected, found ", tokens.types.size()));
   }
   std::set<std::string_view> seen;
   for (size_t i = 0; i < tokens.texts->size(); ++i) {
     const std::string& text = (*tokens.texts)[i];
     if (!seen.insert(text).second || !IsUtf8(text)) {
-      return absl::DataLossError(absl::StrCat(
-          "gguf: tokenizer.ggml.tokens: token ", i,
-          IsUtf8(text) ? " occurs twice" : " is not UTF-8"));
+      return absl::DataLossError(
+          absl::StrCat("gguf: tokenizer.ggml.tokens: token ", i,
+                       IsUtf8(text) ? " occurs twice" : " is not UTF-8"));
     }
   }
   return tokens;
@@ -134,8 +134,7 @@ absl::StatusOr<Tokens> TokensOf(const GgufHeader& header) {
 
 // ,"merges":[["a","b"],...] in one pass over the file's "a b".
 absl::Status AppendMerges(const GgufHeader& header, std::string& out) {
-  COX_ASSIGN_OR_RETURN(const auto* list,
-                       header.Texts("tokenizer.ggml.merges"));
+  COX_ASSIGN_OR_RETURN(const auto* list, header.Texts("tokenizer.ggml.merges"));
   if (list == nullptr) {
     return absl::DataLossError("gguf: tokenizer.ggml.merges is missing");
   }
@@ -161,16 +160,16 @@ absl::Status AppendMerges(const GgufHeader& header, std::string& out) {
 }
 
 // The token's text by a key that holds its id; nullopt when absent.
-absl::StatusOr<std::optional<std::string>> NamedToken(
-    const GgufHeader& header, const std::string& key) {
+absl::StatusOr<std::optional<std::string>> NamedToken(const GgufHeader& header,
+                                                      const std::string& key) {
   COX_ASSIGN_OR_RETURN(const std::optional<int64_t> id, header.Integer(key));
   if (!id.has_value()) return std::nullopt;
   COX_ASSIGN_OR_RETURN(const auto* tokens,
                        header.Texts("tokenizer.ggml.tokens"));
   if (tokens == nullptr || *id < 0 ||
       static_cast<uint64_t>(*id) >= tokens->size()) {
-    return absl::DataLossError(absl::StrCat(
-        "gguf: ", key, ": id ", *id, " is outside the vocabulary"));
+    return absl::DataLossError(absl::StrCat("gguf: ", key, ": id ", *id,
+                                            " is outside the vocabulary"));
   }
   return (*tokens)[static_cast<size_t>(*id)];
 }
@@ -195,16 +194,15 @@ absl::StatusOr<Json> PostProcessor(const GgufHeader& header) {
   const auto text = [](const char* name, int type) {
     return Json{{"Sequence", {{"id", name}, {"type_id", type}}}};
   };
-  return Json{
-      {"type", "TemplateProcessing"},
-      {"single", Json::array({special(0), text("A", 0)})},
-      {"pair",
-       Json::array({special(0), text("A", 0), special(1), text("B", 1)})},
-      {"special_tokens",
-       {{*bos,
-         {{"id", *bos},
-          {"ids", Json::array({*id})},
-          {"tokens", Json::array({*bos})}}}}}};
+  return Json{{"type", "TemplateProcessing"},
+              {"single", Json::array({special(0), text("A", 0)})},
+              {"pair", Json::array({special(0), text("A", 0), special(1),
+                                    text("B", 1)})},
+              {"special_tokens",
+               {{*bos,
+                 {{"id", *bos},
+                  {"ids", Json::array({*id})},
+                  {"tokens", Json::array({*bos})}}}}}};
 }
 
 }  // namespace
@@ -236,8 +234,8 @@ absl::StatusOr<std::string> GgufTokenizerJson(const GgufHeader& header) {
   out["truncation"] = nullptr;
   out["padding"] = nullptr;
   out["added_tokens"] = std::move(added);
-  out["normalizer"] = splitter == Splitter::kQwen2 ? Json{{"type", "NFC"}}
-                                                   : Json();
+  out["normalizer"] =
+      splitter == Splitter::kQwen2 ? Json{{"type", "NFC"}} : Json();
   out["pre_tokenizer"] = PreTokenizerJson(splitter);
   COX_ASSIGN_OR_RETURN(out["post_processor"], PostProcessor(header));
   out["decoder"] = {{"type", "ByteLevel"},
@@ -280,8 +278,7 @@ absl::StatusOr<std::string> GgufTokenizerConfigJson(const GgufHeader& header) {
   return out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
-absl::StatusOr<std::string> GgufGenerationConfigJson(
-    const GgufHeader& header) {
+absl::StatusOr<std::string> GgufGenerationConfigJson(const GgufHeader& header) {
   Json out = Json::object();
   std::vector<int64_t> ends;
   // End of text, of a turn, of a message: each ends an answer.

@@ -51,8 +51,7 @@ uint64_t RoundUp(uint64_t value) {
 }
 
 bool IsSha256Hex(std::string_view text) {
-  return text.size() == 64 &&
-         std::all_of(text.begin(), text.end(), [](char c) {
+  return text.size() == 64 && std::all_of(text.begin(), text.end(), [](char c) {
            return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
          });
 }
@@ -179,8 +178,8 @@ absl::StatusOr<uint64_t> TensorBytes(DType dtype,
 }
 
 std::string Manifest::CanonicalText() const {
-  std::string text = absl::StrCat("{\"arena_bytes\":", arena_bytes,
-                                  ",\"config_json\":");
+  std::string text =
+      absl::StrCat("{\"arena_bytes\":", arena_bytes, ",\"config_json\":");
   AppendJsonString(config_json, text);
   text += ",\"model\":";
   AppendJsonString(model, text);

@@ -32,8 +32,8 @@ struct TensorInfo {
 };
 
 struct Manifest {
-  std::string model;        // "policy", "critic", "reward"
-  std::string config_json;  // the model's config.json, as text
+  std::string model;                // "policy", "critic", "reward"
+  std::string config_json;          // the model's config.json, as text
   std::vector<TensorInfo> tensors;  // arena order
   uint64_t arena_bytes = 0;         // end of the last tensor, rounded up to 64
 

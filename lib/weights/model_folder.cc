@@ -26,8 +26,8 @@ absl::StatusOr<std::string> ReadBounded(Fs& fs, const std::string& path,
                                         uint64_t max_bytes) {
   COX_ASSIGN_OR_RETURN(const uint64_t size, fs.FileSize(path));
   if (size > max_bytes) {
-    return absl::DataLossError(absl::StrCat(path, ": ", size,
-                                            " bytes, at most ", max_bytes));
+    return absl::DataLossError(
+        absl::StrCat(path, ": ", size, " bytes, at most ", max_bytes));
   }
   return fs.ReadAll(path);
 }
@@ -46,8 +46,8 @@ void SetChatTemplate(const std::string& chat,
                           /*allow_exceptions=*/false);
   if (!json.is_object()) return;  // its reader will say so
   json["chat_template"] = chat;
-  tokenizer_config = json.dump(2, ' ', false, Json::error_handler_t::replace) +
-                     "\n";
+  tokenizer_config =
+      json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 // A read beyond the end means the file changed or its size was wrong.
@@ -87,8 +87,8 @@ absl::StatusOr<std::set<std::string>> ReadSafetensorsFile(
                      RawTensor{entry.dtype, entry.shape, std::move(data)})
             .second;
     if (!added) {
-      return absl::DataLossError(absl::StrCat(
-          path, ": tensor '", entry.name, "' is in another shard already"));
+      return absl::DataLossError(absl::StrCat(path, ": tensor '", entry.name,
+                                              "' is in another shard already"));
     }
     names.insert(entry.name);
   }
@@ -162,9 +162,8 @@ bool IsIgnorable(std::string_view name) {
          name.ends_with(".rotary_emb.inv_freq") || name == "lm_head.weight";
 }
 
-using TensorIndex =
-    std::map<std::string_view,
-             std::map<std::string, RawTensor>::const_iterator>;
+using TensorIndex = std::map<std::string_view,
+                             std::map<std::string, RawTensor>::const_iterator>;
 
 absl::StatusOr<TensorIndex> IndexByPlainName(const ModelFolder& folder) {
   TensorIndex index;
@@ -188,16 +187,15 @@ absl::StatusOr<ModelFolder> ReadModelTexts(Fs& fs, const std::string& dir) {
   COX_ASSIGN_OR_RETURN(
       folder.config_json,
       ReadBounded(fs, JoinPath(dir, "config.json"), kMaxConfigBytes));
-  COX_ASSIGN_OR_RETURN(folder.tokenizer_json,
-                       ReadIfPresent(fs, JoinPath(dir, kTokenizerFile),
-                                     kMaxTokenizerBytes));
+  COX_ASSIGN_OR_RETURN(
+      folder.tokenizer_json,
+      ReadIfPresent(fs, JoinPath(dir, kTokenizerFile), kMaxTokenizerBytes));
   COX_ASSIGN_OR_RETURN(folder.tokenizer_config_json,
                        ReadIfPresent(fs, JoinPath(dir, "tokenizer_config.json"),
                                      kMaxConfigBytes));
   COX_ASSIGN_OR_RETURN(
       const std::optional<std::string> chat,
-      ReadIfPresent(fs, JoinPath(dir, "chat_template.jinja"),
-                    kMaxConfigBytes));
+      ReadIfPresent(fs, JoinPath(dir, "chat_template.jinja"), kMaxConfigBytes));
   if (chat.has_value()) {
     SetChatTemplate(*chat, folder.tokenizer_config_json);
   }
@@ -208,15 +206,13 @@ absl::StatusOr<ModelFolder> ReadModelTexts(Fs& fs, const std::string& dir) {
   return folder;
 }
 
-absl::StatusOr<std::string> ReadTokenizerJson(Fs& fs,
-                                              const std::string& path) {
+absl::StatusOr<std::string> ReadTokenizerJson(Fs& fs, const std::string& path) {
   if (IsGgufPath(path)) {
     COX_ASSIGN_OR_RETURN(ModelFolder folder, ReadGgufTexts(fs, path));
     return *std::move(folder.tokenizer_json);
   }
   const std::string inside = JoinPath(path, kTokenizerFile);
-  return ReadBounded(fs, fs.Exists(inside) ? inside : path,
-                     kMaxTokenizerBytes);
+  return ReadBounded(fs, fs.Exists(inside) ? inside : path, kMaxTokenizerBytes);
 }
 
 absl::StatusOr<ModelFolder> ReadModelFolder(Fs& fs, const std::string& dir) {
@@ -249,19 +245,19 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotFromFolder(
   for (const TensorInfo& tensor : layout.tensors) {
     const auto found = index.find(WithoutFamilyPrefix(tensor.name));
     if (found == index.end()) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "model folder: tensor '", tensor.name, "' is missing"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("model folder: tensor '", tensor.name, "' is missing"));
     }
     const RawTensor& source = found->second->second;
     if (source.shape != tensor.shape) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "model folder: tensor '", tensor.name, "': expected shape [",
-          absl::StrJoin(tensor.shape, ","), "], found [",
-          absl::StrJoin(source.shape, ","), "]"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("model folder: tensor '", tensor.name,
+                       "': expected shape [", absl::StrJoin(tensor.shape, ","),
+                       "], found [", absl::StrJoin(source.shape, ","), "]"));
     }
     if (tensor.dtype != DType::kF32) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "layout: tensor '", tensor.name, "' is not float32"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("layout: tensor '", tensor.name, "' is not float32"));
     }
     sources.push_back(&source);
     index.erase(found);
@@ -275,15 +271,14 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotFromFolder(
   auto arena = std::make_shared<Arena>(layout.arena_bytes);
   for (size_t i = 0; i < sources.size(); ++i) {
     const TensorInfo& tensor = layout.tensors[i];
-    const absl::Status converted = ConvertToFloat(
-        sources[i]->dtype, sources[i]->data,
-        arena->floats().subspan(
-            static_cast<size_t>(tensor.offset / sizeof(float)),
-            static_cast<size_t>(tensor.bytes / sizeof(float))));
+    const absl::Status converted =
+        ConvertToFloat(sources[i]->dtype, sources[i]->data,
+                       arena->floats().subspan(
+                           static_cast<size_t>(tensor.offset / sizeof(float)),
+                           static_cast<size_t>(tensor.bytes / sizeof(float))));
     if (!converted.ok()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("model folder: tensor '", tensor.name,
-                       "': ", converted.message()));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "model folder: tensor '", tensor.name, "': ", converted.message()));
     }
   }
   return MakeSnapshot(layout, std::move(arena));

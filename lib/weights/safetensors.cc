@@ -115,8 +115,8 @@ absl::StatusOr<SafetensorsEntry> ReadEntry(const std::string& name,
   entry.begin = (*offsets)[0].get<uint64_t>();
   entry.end = (*offsets)[1].get<uint64_t>();
   if (entry.begin > entry.end) {
-    return bad(absl::StrCat("begins at ", entry.begin, ", ends at ",
-                            entry.end));
+    return bad(
+        absl::StrCat("begins at ", entry.begin, ", ends at ", entry.end));
   }
   const absl::StatusOr<uint64_t> bytes = TensorBytes(entry.dtype, entry.shape);
   if (!bytes.ok()) return bad(std::string(bytes.status().message()));
@@ -134,10 +134,9 @@ absl::Status CheckCoverage(const std::vector<SafetensorsEntry>& entries,
   uint64_t end = 0;
   for (const SafetensorsEntry& entry : entries) {
     if (entry.begin != end) {
-      return Bad(absl::StrCat("tensor '", entry.name, "' begins at ",
-                              entry.begin, ": ",
-                              entry.begin > end ? "hole" : "overlap",
-                              " after ", end));
+      return Bad(absl::StrCat(
+          "tensor '", entry.name, "' begins at ", entry.begin, ": ",
+          entry.begin > end ? "hole" : "overlap", " after ", end));
     }
     end = entry.end;
   }
@@ -153,8 +152,8 @@ absl::Status CheckCoverage(const std::vector<SafetensorsEntry>& entries,
 absl::StatusOr<uint64_t> SafetensorsHeaderEnd(std::string_view first8,
                                               uint64_t file_size) {
   if (file_size < kLengthBytes) {
-    return Bad(absl::StrCat("a file of ", file_size,
-                            " bytes has no header length"));
+    return Bad(
+        absl::StrCat("a file of ", file_size, " bytes has no header length"));
   }
   if (first8.size() < kLengthBytes) {
     return absl::InvalidArgumentError("safetensors: prefix below 8 bytes");
@@ -201,8 +200,7 @@ absl::StatusOr<SafetensorsHeader> ParseSafetensorsHeader(
               return std::tie(a.begin, a.end, a.name) <
                      std::tie(b.begin, b.end, b.name);
             });
-  COX_RETURN_IF_ERROR(
-      CheckCoverage(header.entries, file_size - header_end));
+  COX_RETURN_IF_ERROR(CheckCoverage(header.entries, file_size - header_end));
   return header;
 }
 

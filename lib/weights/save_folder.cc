@@ -59,13 +59,13 @@ absl::StatusOr<SavedFile> WriteText(Fs& fs, const std::string& dir,
 absl::Status AppendTensor(std::span<const float> values, DType dtype,
                           HashedFile& file) {
   if (dtype == DType::kF32) {
-    return file.Append({reinterpret_cast<const char*>(values.data()),
-                        values.size_bytes()});
+    return file.Append(
+        {reinterpret_cast<const char*>(values.data()), values.size_bytes()});
   }
   std::vector<uint16_t> buffer;
   for (size_t done = 0; done < values.size(); done += kWriteElements) {
-    const auto part = values.subspan(
-        done, std::min(kWriteElements, values.size() - done));
+    const auto part =
+        values.subspan(done, std::min(kWriteElements, values.size() - done));
     buffer.resize(part.size());
     std::transform(part.begin(), part.end(), buffer.begin(), FloatToBf16);
     COX_RETURN_IF_ERROR(
@@ -118,18 +118,18 @@ absl::StatusOr<SavedFile> WriteShard(Fs& fs, const std::string& path_and_name,
     end += StoredBytes(*tensor, dtype);
     entries.push_back({tensor->name, dtype, tensor->shape, begin, end});
   }
-  COX_ASSIGN_OR_RETURN(HashedFile file,
-                       HashedFile::Create(fs, DirName(path_and_name),
-                                          BaseName(path_and_name)));
+  COX_ASSIGN_OR_RETURN(
+      HashedFile file,
+      HashedFile::Create(fs, DirName(path_and_name), BaseName(path_and_name)));
   // transformers refuses files without this entry.
   COX_RETURN_IF_ERROR(
       file.Append(SerializeSafetensorsHeader(entries, {{"format", "pt"}})));
   for (const TensorInfo* tensor : shard) {
-    COX_RETURN_IF_ERROR(AppendTensor(
-        snapshot.arena->floats().subspan(
-            static_cast<size_t>(tensor->offset / sizeof(float)),
-            static_cast<size_t>(tensor->bytes / sizeof(float))),
-        dtype, file));
+    COX_RETURN_IF_ERROR(
+        AppendTensor(snapshot.arena->floats().subspan(
+                         static_cast<size_t>(tensor->offset / sizeof(float)),
+                         static_cast<size_t>(tensor->bytes / sizeof(float))),
+                     dtype, file));
   }
   return file.Finish();
 }
@@ -190,8 +190,8 @@ absl::StatusOr<std::vector<SavedFile>> SaveModelFolder(
   COX_RETURN_IF_ERROR(CheckSaveable(snapshot, options));
   COX_RETURN_IF_ERROR(fs.MakeDirs(dir));
   std::vector<std::pair<std::string, std::string>> texts;
-  texts.emplace_back("config.json", ConfigText(snapshot.manifest.config_json,
-                                               options.dtype));
+  texts.emplace_back("config.json",
+                     ConfigText(snapshot.manifest.config_json, options.dtype));
   if (options.tokenizer_json) {
     texts.emplace_back("tokenizer.json", *options.tokenizer_json);
   }
@@ -201,8 +201,7 @@ absl::StatusOr<std::vector<SavedFile>> SaveModelFolder(
   if (!options.eos_ids.empty() || options.pad_id) {
     texts.emplace_back("generation_config.json", GenerationConfigText(options));
   }
-  const std::vector<Shard> shards =
-      SplitIntoShards(snapshot.manifest, options);
+  const std::vector<Shard> shards = SplitIntoShards(snapshot.manifest, options);
   if (shards.size() > 1) {
     texts.emplace_back("model.safetensors.index.json",
                        IndexText(shards, options.dtype));

@@ -26,15 +26,15 @@ std::vector<std::string> HashTensors(const Manifest& manifest,
   std::atomic<size_t> next{0};
   const auto work = [&] {
     for (size_t i = next++; i < tensors.size(); i = next++) {
-      hashes[i] = Sha256Hex(arena.subspan(
-          static_cast<size_t>(tensors[i].offset),
-          static_cast<size_t>(tensors[i].bytes)));
+      hashes[i] =
+          Sha256Hex(arena.subspan(static_cast<size_t>(tensors[i].offset),
+                                  static_cast<size_t>(tensors[i].bytes)));
     }
   };
   unsigned workers = 1;
   if (manifest.arena_bytes > kParallelBytes) {
-    workers = std::clamp(std::thread::hardware_concurrency(), 1u,
-                         kMaxHashThreads);
+    workers =
+        std::clamp(std::thread::hardware_concurrency(), 1u, kMaxHashThreads);
   }
   std::vector<Thread> threads;
   for (unsigned i = 1; i < workers; ++i) threads.emplace_back("hash", work);
@@ -64,9 +64,9 @@ Arena::Arena(uint64_t bytes) : data_(nullptr), size_(bytes) {
   const uint64_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   COX_CHECK(rounded >= bytes);
   // Fresh pages are zero, and large ones cost fewer faults.
-  void* memory = mmap(nullptr, static_cast<size_t>(rounded),
-                      PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
-                      0);
+  void* memory =
+      mmap(nullptr, static_cast<size_t>(rounded), PROT_READ | PROT_WRITE,
+           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   COX_CHECK(memory != MAP_FAILED);
   if (rounded >= kParallelBytes) {
     madvise(memory, static_cast<size_t>(rounded), MADV_HUGEPAGE);
@@ -122,9 +122,8 @@ absl::StatusOr<std::shared_ptr<const Snapshot>> MakeSnapshot(
 }
 
 absl::Status VerifySnapshot(const Snapshot& snapshot) {
-  return CheckTensors(
-      snapshot.manifest, snapshot.content_hash,
-      HashTensors(snapshot.manifest, snapshot.arena->bytes()));
+  return CheckTensors(snapshot.manifest, snapshot.content_hash,
+                      HashTensors(snapshot.manifest, snapshot.arena->bytes()));
 }
 
 absl::StatusOr<std::shared_ptr<const Snapshot>> SnapshotFromFloats(
@@ -145,14 +144,14 @@ absl::StatusOr<std::unique_ptr<SnapshotAssembler>> SnapshotAssembler::Create(
   COX_RETURN_IF_ERROR(manifest.Validate());
   for (const TensorInfo& tensor : manifest.tensors) {
     if (tensor.sha256.empty()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "manifest: tensor '", tensor.name, "' has no sha256"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("manifest: tensor '", tensor.name, "' has no sha256"));
     }
   }
   if (manifest.arena_bytes > max_bytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("manifest: ", manifest.arena_bytes,
-                     " bytes, at most ", max_bytes, " are allowed"));
+        absl::StrCat("manifest: ", manifest.arena_bytes, " bytes, at most ",
+                     max_bytes, " are allowed"));
   }
   const std::string found = manifest.ContentHash();
   if (found != content_hash) {
@@ -178,9 +177,8 @@ absl::Status SnapshotAssembler::AddChunk(uint64_t offset, std::string_view data,
                      ": beyond the version's ", manifest_.arena_bytes));
   }
   if (Xxh3_128(data) != xxh3) {
-    return absl::DataLossError(absl::StrCat("chunk of ", data.size(),
-                                            " bytes at ", offset,
-                                            ": checksum differs"));
+    return absl::DataLossError(absl::StrCat(
+        "chunk of ", data.size(), " bytes at ", offset, ": checksum differs"));
   }
   if (data.empty()) return absl::OkStatus();
   hasher_ = nullptr;  // it may have read what is overwritten here
@@ -189,14 +187,13 @@ absl::Status SnapshotAssembler::AddChunk(uint64_t offset, std::string_view data,
   return absl::OkStatus();
 }
 
-absl::Status SnapshotAssembler::Append(
-    std::span<const std::string_view> pieces, std::string_view xxh3) {
+absl::Status SnapshotAssembler::Append(std::span<const std::string_view> pieces,
+                                       std::string_view xxh3) {
   if (arena_ == nullptr) {
     return absl::FailedPreconditionError("chunk: the version is finished");
   }
   const uint64_t begin = received_;
-  if (!ranges_.empty() &&
-      (ranges_.size() > 1 || ranges_.begin()->first != 0)) {
+  if (!ranges_.empty() && (ranges_.size() > 1 || ranges_.begin()->first != 0)) {
     return absl::FailedPreconditionError(
         "chunk: the version has gaps, so it has no next byte");
   }
@@ -216,9 +213,8 @@ absl::Status SnapshotAssembler::Append(
                    static_cast<size_t>(end - begin));
   if (Xxh3_128({reinterpret_cast<const char*>(bytes.data()), bytes.size()}) !=
       xxh3) {
-    return absl::DataLossError(absl::StrCat("chunk of ", end - begin,
-                                            " bytes at ", begin,
-                                            ": checksum differs"));
+    return absl::DataLossError(absl::StrCat(
+        "chunk of ", end - begin, " bytes at ", begin, ": checksum differs"));
   }
   if (begin == end) return absl::OkStatus();
   MarkReceived(begin, end);

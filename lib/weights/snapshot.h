@@ -111,8 +111,8 @@ class SnapshotStore {
 
  private:
   mutable Mutex mutex_;
-  std::map<std::string, std::shared_ptr<const Snapshot>, std::less<>>
-      snapshots_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::shared_ptr<const Snapshot>, std::less<>> snapshots_
+      ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace cox

@@ -17,9 +17,9 @@ class RmStrategy : public Scorer {
     COX_RETURN_IF_ERROR(batch.Validate(engine_->config()));
     COX_ASSIGN_OR_RETURN(const std::vector<float> raw, engine_->Scores(batch));
     if (raw.size() != inputs.size()) {
-      return absl::InternalError(
-          absl::StrCat("reward model: expected ", inputs.size(),
-                       " scores, found ", raw.size()));
+      return absl::InternalError(absl::StrCat("reward model: expected ",
+                                              inputs.size(), " scores, found ",
+                                              raw.size()));
     }
     const double gain = engine_->config().reward_gain;
     const double bias = engine_->config().reward_bias;
@@ -27,8 +27,8 @@ class RmStrategy : public Scorer {
     for (size_t i = 0; i < raw.size(); ++i) {
       const double total = gain * double{raw[i]} + bias;
       if (!std::isfinite(total)) {
-        return absl::InternalError(absl::StrCat(
-            "reward model: score of sequence ", i, " is ", total));
+        return absl::InternalError(
+            absl::StrCat("reward model: score of sequence ", i, " is ", total));
       }
       results.push_back({.scored = true,
                          .total = total,

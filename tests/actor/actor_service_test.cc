@@ -25,9 +25,9 @@ class FakeReward final : public v1::RewardService::Service,
  public:
   FakeReward()
       : server_(*RpcServer::Start(
-            {.services = {static_cast<v1::RewardService::Service*>(this),
-                          static_cast<v1::ReferenceService::Service*>(
-                              this)}})) {}
+            {.services = {
+                 static_cast<v1::RewardService::Service*>(this),
+                 static_cast<v1::ReferenceService::Service*>(this)}})) {}
   const std::string& address() const { return server_->address(); }
 
   grpc::Status Score(grpc::ServerContext*, const v1::ScoreRequest* request,
@@ -41,8 +41,8 @@ class FakeReward final : public v1::RewardService::Service,
       score->set_scored(true);
       score->set_total(total_bias + sequence.response_ids_size());
       auto* part = score->add_parts();
-      part->set_name(request->gold() && request->reward_hash().empty()
-                         ? "gold" : "len");
+      part->set_name(request->gold() && request->reward_hash().empty() ? "gold"
+                                                                       : "len");
       part->set_value(sequence.response_ids_size());
     }
     return grpc::Status::OK;
@@ -63,8 +63,8 @@ class FakeReward final : public v1::RewardService::Service,
   std::atomic<int> fail_scores = 0;
   absl::Status status = absl::UnavailableError("restarting");
   double total_bias = 0;
-  Notification entered;             // a Score call has begun
-  std::atomic<bool> hold = false;   // Score waits for `release`
+  Notification entered;            // a Score call has begun
+  std::atomic<bool> hold = false;  // Score waits for `release`
   Notification release;
 
  private:
@@ -84,8 +84,7 @@ class ActorTest : public ::testing::Test {
     config->mutable_generation()->set_repetition_penalty(1.0);
     config->mutable_generation()->set_top_p(1.0);
     for (uint64_t seed : {1, 2}) {
-      versions_.push_back(
-          *FakeSnapshot(FakeModelConfig(7, 8), "policy", seed));
+      versions_.push_back(*FakeSnapshot(FakeModelConfig(7, 8), "policy", seed));
       store_.Put(versions_.back());
     }
     v1::Assignment serve;
@@ -107,10 +106,9 @@ class ActorTest : public ::testing::Test {
       return absl::StatusOr<PolicyEngineSet>(PolicyEngineSet{
           .numerics_class = "fake", .engine = MakeFakePolicyEngine()});
     };
-    Actor& actor = *actors_.emplace_back(
-        std::make_unique<Actor>(std::move(options)));
-    threads_.emplace_back("actor",
-                          [this, &actor] { result_ = actor.Run(); });
+    Actor& actor =
+        *actors_.emplace_back(std::make_unique<Actor>(std::move(options)));
+    threads_.emplace_back("actor", [this, &actor] { result_ = actor.Run(); });
     return actor;
   }
   // Before a coordinator of the test's own goes away.
@@ -168,17 +166,15 @@ TEST_F(ActorTest, SubmitsWhatTheWeightsAndTheKeysDetermine) {
   ASSERT_OK(engine->Load(versions_[1]));
   UnitWork work;
   work.samples_per_prompt = 2;
-  work.prompts = {{.prompt_id = 200, .ids = {1}, .instruction_ids = {},
-                   .text = ""},
-                  {.prompt_id = 201, .ids = {2}, .instruction_ids = {},
-                   .text = ""}};
+  work.prompts = {
+      {.prompt_id = 200, .ids = {1}, .instruction_ids = {}, .text = ""},
+      {.prompt_id = 201, .ids = {2}, .instruction_ids = {}, .text = ""}};
   UnitSampling sampling;
   sampling.seed = 17;
   sampling.max_new_tokens = 4;
   sampling.sampling.eos_ids = {0};
-  ASSERT_OK_AND_ASSIGN(
-      const GenerateResult expected,
-      engine->Generate(MakeGenerateRequest(work, sampling)));
+  ASSERT_OK_AND_ASSIGN(const GenerateResult expected,
+                       engine->Generate(MakeGenerateRequest(work, sampling)));
   const auto got = Submitted({0, 2, 0});
   ASSERT_EQ(got.size(), 4u);
   for (size_t i = 0; i < 4; ++i) {

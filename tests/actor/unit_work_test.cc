@@ -17,10 +17,9 @@ UnitWork Work() {
   work.version = {2, 2};
   work.policy_hash = std::string(64, 'a');
   work.samples_per_prompt = 2;
-  work.prompts = {{.prompt_id = 70, .ids = {1, 2}, .instruction_ids = {},
-                   .text = "one"},
-                  {.prompt_id = 71, .ids = {3}, .instruction_ids = {},
-                   .text = "two"}};
+  work.prompts = {
+      {.prompt_id = 70, .ids = {1, 2}, .instruction_ids = {}, .text = "one"},
+      {.prompt_id = 71, .ids = {3}, .instruction_ids = {}, .text = "two"}};
   return work;
 }
 

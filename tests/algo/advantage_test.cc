@@ -14,33 +14,31 @@ const Doubles kValues = {.5, .6, .4, .8, 1};
 const MaskVector kOnes5(5, 1);
 
 TEST(GaeTest, MatchesTheReference) {
-  ASSERT_OK_AND_ASSIGN(const auto gae, Gae<double>({1, 5}, kRewards, kValues,
-                                                   kOnes5, 1, .95));
+  ASSERT_OK_AND_ASSIGN(const auto gae,
+                       Gae<double>({1, 5}, kRewards, kValues, kOnes5, 1, .95));
   EXPECT_THAT(gae.advantages, IsNear({.812153, .770688, 1.01125, .675, .5}));
-  EXPECT_THAT(gae.returns,
-              IsNear({1.312153, 1.370687, 1.41125, 1.475, 1.5}));
+  EXPECT_THAT(gae.returns, IsNear({1.312153, 1.370687, 1.41125, 1.475, 1.5}));
 }
 
 TEST(GaeTest, MatchesTheReferenceWithDiscount) {
-  ASSERT_OK_AND_ASSIGN(const auto gae, Gae<double>({1, 5}, kRewards, kValues,
-                                                   kOnes5, .99, .9));
+  ASSERT_OK_AND_ASSIGN(const auto gae,
+                       Gae<double>({1, 5}, kRewards, kValues, kOnes5, .99, .9));
   EXPECT_THAT(gae.advantages, IsNear({.638051, .633053, .928230, .6355, .5}));
 }
 
 TEST(GaeTest, SkipsInteriorTokensOfATool) {
   const MaskVector mask = {1, 1, 0, 0, 1};
-  ASSERT_OK_AND_ASSIGN(
-      const auto gae,
-      Gae<double>({1, 5}, Poisoned(kRewards, mask), Poisoned(kValues, mask),
-                  mask, 1, .95));
+  ASSERT_OK_AND_ASSIGN(const auto gae,
+                       Gae<double>({1, 5}, Poisoned(kRewards, mask),
+                                   Poisoned(kValues, mask), mask, 1, .95));
   EXPECT_THAT(gae.advantages, IsNear({.92075, .885, 0, 0, .5}));
   EXPECT_EQ(gae.returns[2], 0);
 }
 
 TEST(GaeTest, FloatsAgreeToSinglePrecision) {
-  ASSERT_OK_AND_ASSIGN(
-      const auto gae, Gae<float>({1, 5}, ToFloats(kRewards),
-                                 ToFloats(kValues), kOnes5, 1, .95));
+  ASSERT_OK_AND_ASSIGN(const auto gae,
+                       Gae<float>({1, 5}, ToFloats(kRewards), ToFloats(kValues),
+                                  kOnes5, 1, .95));
   EXPECT_THAT(gae.advantages,
               IsNear({.812153, .770688, 1.01125, .675, .5}, 1e-5));
 }
@@ -52,10 +50,9 @@ TEST(GaeTest, ScorePlacementChangesValuesAsInTheReference) {
       const auto last,
       Gae<double>({1, 4}, Doubles{-.01, .005, .78, 0}, values, three, 1, .95));
   EXPECT_THAT(last.advantages, IsNear({.247700, .166000, .380000, 0}));
-  ASSERT_OK_AND_ASSIGN(
-      const auto after,
-      Gae<double>({1, 4}, Doubles{-.01, .005, -.02, .8}, values,
-                  MaskVector{1, 1, 1, 1}, 1, .95));
+  ASSERT_OK_AND_ASSIGN(const auto after,
+                       Gae<double>({1, 4}, Doubles{-.01, .005, -.02, .8},
+                                   values, MaskVector{1, 1, 1, 1}, 1, .95));
   EXPECT_THAT(Doubles(after.advantages.begin(), after.advantages.begin() + 3),
               IsNear({.252213, .170750, .385000}));
   EXPECT_NEAR(after.returns[3], .8, kPrinted);
@@ -125,10 +122,9 @@ TEST(GroupAdvantagesTest, ReinforcePpMatchesTheReference) {
   input.mask = mask;
   input.token_rewards = rewards;
   LocalReducer local;
-  ASSERT_OK_AND_ASSIGN(const Doubles advantages,
-                       GroupAdvantages(input, local));
-  EXPECT_THAT(advantages, IsNear({.685613, .706982, .696297, .739037,
-                                  -1.429992, -1.397937, 0, 0}));
+  ASSERT_OK_AND_ASSIGN(const Doubles advantages, GroupAdvantages(input, local));
+  EXPECT_THAT(advantages, IsNear({.685613, .706982, .696297, .739037, -1.429992,
+                                  -1.397937, 0, 0}));
 }
 
 TEST(GroupAdvantagesTest, ReinforcePpBaselineMatchesTheReference) {

@@ -47,8 +47,7 @@ std::vector<T> Take(const std::vector<T>& x, const std::vector<int64_t>& rows,
                     int64_t cols = kCols) {
   std::vector<T> out;
   for (const int64_t row : rows) {
-    out.insert(out.end(), x.begin() + row * cols,
-               x.begin() + (row + 1) * cols);
+    out.insert(out.end(), x.begin() + row * cols, x.begin() + (row + 1) * cols);
   }
   return out;
 }
@@ -97,9 +96,8 @@ Shape2 ShapeOf(const std::vector<int64_t>& rows) {
 }
 
 TEST_P(DistributedTest, PolicyLossIsTheSameForAnySplit) {
-  for (const LossAgg agg :
-       {LossAgg::kTokenMean, LossAgg::kSeqMeanTokenMean,
-        LossAgg::kSeqMeanTokenSum, LossAgg::kConst}) {
+  for (const LossAgg agg : {LossAgg::kTokenMean, LossAgg::kSeqMeanTokenMean,
+                            LossAgg::kSeqMeanTokenSum, LossAgg::kConst}) {
     PolicyLossOptions options;
     options.agg = agg;
     options.is_mode = IsMode::kSeqTruncate;
@@ -125,9 +123,9 @@ TEST_P(DistributedTest, PolicyLossIsTheSameForAnySplit) {
           const MaskVector mask = Take(mask_, rows);
           ASSERT_OK_AND_ASSIGN(
               const auto part,
-              PolicyLoss<double>({ShapeOf(rows), policy, old, advantages,
-                                  mask, behaviour, {}},
-                                 options, n));
+              PolicyLoss<double>(
+                  {ShapeOf(rows), policy, old, advantages, mask, behaviour, {}},
+                  options, n));
           sum[0] += part.loss;
           sums.Merge(part.sums);
           Put(part.grad, rows, &grad);

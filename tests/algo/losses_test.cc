@@ -65,8 +65,8 @@ TEST(ValueLossTest, PerfectValuesExplainAll) {
 }
 
 TEST(ValueLossTest, EmptyMinibatchIsZero) {
-  ASSERT_OK_AND_ASSIGN(
-      const auto r, RunValue(Doubles(5, kNan), MaskVector(5, 0), {}));
+  ASSERT_OK_AND_ASSIGN(const auto r,
+                       RunValue(Doubles(5, kNan), MaskVector(5, 0), {}));
   EXPECT_EQ(r.loss, 0);
   EXPECT_THAT(r.grad, Each(0.0));
   EXPECT_EQ(r.sums.Finish().explained_var, 0);
@@ -81,9 +81,7 @@ struct Pair {
   Doubles l = {-3, -3, -3, -3, -3};
   Doubles l_ref = {-2.5, -3, -3, -3, -3};
   MaskVector ones = MaskVector(6, 1);
-  CompletionLogprobs<double> Chosen() const {
-    return {{1, 6}, w, w_ref, ones};
-  }
+  CompletionLogprobs<double> Chosen() const { return {{1, 6}, w, w_ref, ones}; }
   CompletionLogprobs<double> Rejected() const {
     return {{1, 5}, l, l_ref, Mask(ones).first(5)};
   }
@@ -91,8 +89,8 @@ struct Pair {
 
 TEST(PreferenceLossTest, DpoMatchesTheReference) {
   const Pair pair;
-  ASSERT_OK_AND_ASSIGN(
-      const auto r, PreferenceLoss(pair.Chosen(), pair.Rejected(), {}));
+  ASSERT_OK_AND_ASSIGN(const auto r,
+                       PreferenceLoss(pair.Chosen(), pair.Rejected(), {}));
   EXPECT_NEAR(r.loss, .620957, kPrinted);
   EXPECT_THAT(r.grad_chosen, IsNear(Doubles(6, -.046257)));
   EXPECT_THAT(r.grad_rejected, IsNear(Doubles(5, .046257)));
@@ -103,9 +101,9 @@ TEST(PreferenceLossTest, DpoMatchesTheReference) {
 
 TEST(PreferenceLossTest, SmoothedDpoMatchesTheReference) {
   const Pair pair;
-  ASSERT_OK_AND_ASSIGN(const auto r,
-                       PreferenceLoss(pair.Chosen(), pair.Rejected(),
-                                      {.label_smoothing = .1}));
+  ASSERT_OK_AND_ASSIGN(
+      const auto r,
+      PreferenceLoss(pair.Chosen(), pair.Rejected(), {.label_smoothing = .1}));
   EXPECT_NEAR(r.loss, .635957, kPrinted);
 }
 
@@ -133,8 +131,7 @@ TEST(PreferenceLossTest, GradientIsTheDerivative) {
       return PreferenceLoss(moved.Chosen(), moved.Rejected(), options)->loss;
     };
     ASSERT_OK_AND_ASSIGN(
-        const auto r,
-        PreferenceLoss(pair.Chosen(), pair.Rejected(), options));
+        const auto r, PreferenceLoss(pair.Chosen(), pair.Rejected(), options));
     EXPECT_THAT(r.grad_chosen,
                 IsNear(FiniteDifferences(loss, pair.w, pair.ones), 1e-7));
   }
@@ -151,16 +148,16 @@ TEST(PreferenceLossTest, EmptyCompletionIsAnError) {
 TEST(PreferenceLossTest, HugeMarginsStayFinite) {
   Pair pair;
   pair.w.assign(6, -1e6);
-  ASSERT_OK_AND_ASSIGN(
-      const auto r, PreferenceLoss(pair.Chosen(), pair.Rejected(), {}));
+  ASSERT_OK_AND_ASSIGN(const auto r,
+                       PreferenceLoss(pair.Chosen(), pair.Rejected(), {}));
   EXPECT_NEAR(r.loss, .1 * (6e6 - 13 - .5), 1e-3);
 }
 
 TEST(KtoTest, MatchesTheReference) {
   const Doubles mismatch = {1.4};
   const Doubles mismatch_ref = {1.0};
-  ASSERT_OK_AND_ASSIGN(const double z0, KtoReferencePoint<double>(
-                                            mismatch, mismatch_ref));
+  ASSERT_OK_AND_ASSIGN(const double z0,
+                       KtoReferencePoint<double>(mismatch, mismatch_ref));
   EXPECT_NEAR(z0, .4, kExact);
   const Doubles policy = {-12, -15};
   const Doubles reference = {-13, -14.5};
@@ -177,11 +174,10 @@ TEST(KtoTest, MatchesTheReference) {
 TEST(KtoTest, ReferencePointIsNeverNegative) {
   const Doubles mismatch = {-5};
   const Doubles mismatch_ref = {1};
-  ASSERT_OK_AND_ASSIGN(const double z0, KtoReferencePoint<double>(
-                                            mismatch, mismatch_ref));
+  ASSERT_OK_AND_ASSIGN(const double z0,
+                       KtoReferencePoint<double>(mismatch, mismatch_ref));
   EXPECT_EQ(z0, 0);
-  ASSERT_OK_AND_ASSIGN(const double none,
-                       KtoReferencePoint<double>({}, {}));
+  ASSERT_OK_AND_ASSIGN(const double none, KtoReferencePoint<double>({}, {}));
   EXPECT_EQ(none, 0);
 }
 
@@ -235,9 +231,9 @@ TEST(RmLossTest, MarginIsTakenFromTheDifference) {
   const std::vector<int64_t> ranks = {1, 2};
   const std::vector<int64_t> sizes = {2};
   // −log σ(1 − .25) + .1·(1.5 + .5)².
-  ASSERT_OK_AND_ASSIGN(
-      const auto r, RmPairwiseLoss<double>(scores, ranks, sizes,
-                                           {.margin = .25, .center = .1}));
+  ASSERT_OK_AND_ASSIGN(const auto r,
+                       RmPairwiseLoss<double>(scores, ranks, sizes,
+                                              {.margin = .25, .center = .1}));
   EXPECT_NEAR(r.loss, std::log1p(std::exp(-.75)) + .4, kExact);
 }
 
@@ -248,17 +244,16 @@ TEST(RmLossTest, GradientIsTheDerivativeWithMarginAndCentring) {
   const auto loss = [&](const Doubles& x) {
     return RmPairwiseLoss<double>(x, ranks, sizes, options)->loss;
   };
-  ASSERT_OK_AND_ASSIGN(
-      const auto r, RmPairwiseLoss<double>(kScores, ranks, sizes, options));
-  EXPECT_THAT(r.grad, IsNear(FiniteDifferences(loss, kScores, {1, 1, 1, 1}),
-                             1e-8));
+  ASSERT_OK_AND_ASSIGN(const auto r,
+                       RmPairwiseLoss<double>(kScores, ranks, sizes, options));
+  EXPECT_THAT(r.grad,
+              IsNear(FiniteDifferences(loss, kScores, {1, 1, 1, 1}), 1e-8));
 }
 
 TEST(RmLossTest, PartsAddUpToTheWhole) {
   const std::vector<int64_t> ranks = {2, 1, 2, 3};
   const std::vector<int64_t> sizes = {2, 2};
-  const double total =
-      static_cast<double>(CountRankedPrompts(ranks, sizes));
+  const double total = static_cast<double>(CountRankedPrompts(ranks, sizes));
   ASSERT_OK_AND_ASSIGN(const auto whole,
                        RmPairwiseLoss<double>(kScores, ranks, sizes, {}));
   double sum = 0;
@@ -283,8 +278,8 @@ TEST(RmLossTest, BestOfMatchesTheReference) {
   const auto loss = [&](const Doubles& x) {
     return RmBestOfLoss<double>({1, 4}, x, best)->loss;
   };
-  EXPECT_THAT(r.grad, IsNear(FiniteDifferences(loss, kScores, {1, 1, 1, 1}),
-                             1e-8));
+  EXPECT_THAT(r.grad,
+              IsNear(FiniteDifferences(loss, kScores, {1, 1, 1, 1}), 1e-8));
 }
 
 // ---- log-probs and supervised loss (§1, §3, §10)
@@ -336,9 +331,9 @@ TEST(LogprobTest, GradientIsTheDerivative) {
     return 1.3 * r->logprob[0] - .4 * r->entropy[0];
   };
   ASSERT_OK_AND_ASSIGN(const auto r, TokenLogprobs(make(kLogits)));
-  EXPECT_THAT(r.grad_logits,
-              IsNear(FiniteDifferences(objective, kLogits, MaskVector(5, 1)),
-                     1e-8));
+  EXPECT_THAT(
+      r.grad_logits,
+      IsNear(FiniteDifferences(objective, kLogits, MaskVector(5, 1)), 1e-8));
 }
 
 TEST(LogprobTest, ForbiddenTokensHaveNoEntropyAndNoGradient) {
@@ -358,17 +353,16 @@ TEST(LogprobTest, ForbiddenTokensHaveNoEntropyAndNoGradient) {
 TEST(LogprobTest, RejectsBrokenRows) {
   const MaskVector one = {1};
   const std::vector<int64_t> ids = {0};
-  for (const Doubles& z :
-       {Doubles{kNan, 1, 1, 1, 1}, Doubles{kInf, 1, 1, 1, 1},
-        Doubles(5, -kInf)}) {
+  for (const Doubles& z : {Doubles{kNan, 1, 1, 1, 1}, Doubles{kInf, 1, 1, 1, 1},
+                           Doubles(5, -kInf)}) {
     EXPECT_THAT(TokenLogprobs(OneToken(z, ids, one)),
                 testing::StatusIs(absl::StatusCode::kInvalidArgument,
                                   HasSubstr("logits")));
   }
   const std::vector<int64_t> outside = {5};
-  EXPECT_THAT(TokenLogprobs(OneToken(kLogits, outside, one)),
-              testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                HasSubstr("ids")));
+  EXPECT_THAT(
+      TokenLogprobs(OneToken(kLogits, outside, one)),
+      testing::StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ids")));
   // Under mask 0 nothing is read.
   const MaskVector zero = {0};
   const std::vector<int64_t> ignored = {-100};
@@ -391,8 +385,8 @@ TEST(SftLossTest, ShiftsAndIgnores) {
 
 TEST(SftLossTest, NothingToLearnIsZero) {
   const std::vector<int64_t> labels = {1, kIgnoredLabel};
-  ASSERT_OK_AND_ASSIGN(
-      const auto r, SftLoss<double>({1, 2}, 2, Doubles(4, kNan), labels, 0));
+  ASSERT_OK_AND_ASSIGN(const auto r,
+                       SftLoss<double>({1, 2}, 2, Doubles(4, kNan), labels, 0));
   EXPECT_EQ(r.loss, 0);
   EXPECT_THAT(r.grad_logits, Each(0.0));
 }

@@ -47,9 +47,9 @@ inline auto IsNear(Doubles expected, double tolerance = kPrinted) {
 }
 
 // Central differences of f at x, zero where mask is 0.
-inline Doubles FiniteDifferences(
-    const std::function<double(const Doubles&)>& f, Doubles x,
-    const MaskVector& mask, double h = 1e-6) {
+inline Doubles FiniteDifferences(const std::function<double(const Doubles&)>& f,
+                                 Doubles x, const MaskVector& mask,
+                                 double h = 1e-6) {
   Doubles grad(x.size(), 0.0);
   for (size_t i = 0; i < x.size(); ++i) {
     if (mask[i] == 0) continue;

@@ -46,8 +46,8 @@ TEST(AdamTest, FirstStepsMatchTheReference) {
 }
 
 TEST(AdamTest, DecoupledDecayMatchesTheReference) {
-  const AdamOptions options{.beta1 = .9, .beta2 = .95, .eps = 1e-8,
-                            .weight_decay = .1};
+  const AdamOptions options{
+      .beta1 = .9, .beta2 = .95, .eps = 1e-8, .weight_decay = .1};
   Doubles p = {1};
   Doubles m = {0};
   Doubles v = {0};
@@ -78,8 +78,8 @@ TEST(AdamTest, NoGradientAndNoEpsStaysPut) {
 // The vectorised loop against the formula of §11, many steps, odd size.
 TEST(AdamTest, FloatLoopAgreesWithThePlainFormula) {
   constexpr int kSize = 37;
-  const AdamOptions options{.beta1 = .9, .beta2 = .95, .eps = 1e-5,
-                            .weight_decay = .01};
+  const AdamOptions options{
+      .beta1 = .9, .beta2 = .95, .eps = 1e-5, .weight_decay = .01};
   CounterRng rng(5, "adam");
   Doubles p = Normals(rng, kSize);
   Doubles m(kSize, 0.0);

@@ -96,7 +96,7 @@ TEST(PolicyLossTest, GspoWantsOneAdvantagePerSequence) {
   Case c;
   c.options.kind = PolicyLossKind::kGspo;
   EXPECT_THAT(TryLoss(c), testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                           HasSubstr("advantages")));
+                                            HasSubstr("advantages")));
 }
 
 TEST(PolicyLossTest, CispoMatchesTheReference) {
@@ -266,15 +266,15 @@ TEST(PolicyLossTest, ArgumentsAreNamedInErrors) {
   Case c;
   c.options.dual_clip = .5;
   EXPECT_THAT(TryLoss(c), testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                           HasSubstr("dual_clip")));
+                                            HasSubstr("dual_clip")));
   c = {};
   c.advantages[2] = kNan;
   EXPECT_THAT(TryLoss(c), testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                           HasSubstr("advantages")));
+                                            HasSubstr("advantages")));
   c = {};
   c.options.is_mode = IsMode::kTokenMask;
   EXPECT_THAT(TryLoss(c), testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                                           HasSubstr("behaviour_logprob")));
+                                            HasSubstr("behaviour_logprob")));
   EXPECT_THAT(ParseKlLoss("k1"),
               testing::StatusIs(absl::StatusCode::kInvalidArgument));
 }

@@ -66,25 +66,24 @@ struct KlCase {
 class KlVectorTest : public ::testing::TestWithParam<KlCase> {};
 
 TEST_P(KlVectorTest, MatchesTheReference) {
-  ASSERT_OK_AND_ASSIGN(
-      const auto kl, EstimateKl<double>({1, 4}, kLogprob, kReference, kOnes4,
-                                        GetParam().kind));
+  ASSERT_OK_AND_ASSIGN(const auto kl,
+                       EstimateKl<double>({1, 4}, kLogprob, kReference, kOnes4,
+                                          GetParam().kind));
   EXPECT_THAT(kl.kl, IsNear(GetParam().kl));
   EXPECT_NEAR(kl.mean, GetParam().mean, kPrinted);
 }
 INSTANTIATE_TEST_SUITE_P(
     Algorithms51, KlVectorTest,
-    ::testing::Values(KlCase{KlKind::kK1, {.2, -.1, .4, 0}, .125},
-                      KlCase{KlKind::kK2, {.02, .005, .08, 0}, .02625},
-                      KlCase{KlKind::kK3,
-                             {.018731, .005171, .070320, 0},
-                             .023555}));
+    ::testing::Values(
+        KlCase{KlKind::kK1, {.2, -.1, .4, 0}, .125},
+        KlCase{KlKind::kK2, {.02, .005, .08, 0}, .02625},
+        KlCase{KlKind::kK3, {.018731, .005171, .070320, 0}, .023555}));
 
 TEST(KlTest, GradientIsTheDerivative) {
   for (const KlKind kind : {KlKind::kK1, KlKind::kK2, KlKind::kK3}) {
-    ASSERT_OK_AND_ASSIGN(const auto kl,
-                         EstimateKl<double>({1, 4}, kLogprob, kReference,
-                                            kOnes4, kind));
+    ASSERT_OK_AND_ASSIGN(
+        const auto kl,
+        EstimateKl<double>({1, 4}, kLogprob, kReference, kOnes4, kind));
     const auto total = [&](const Doubles& x) {
       return EstimateKl<double>({1, 4}, x, kReference, kOnes4, kind)->sum[0];
     };
@@ -117,10 +116,9 @@ TEST(KlTest, PoisonUnderMaskIsNotRead) {
 TEST(KlTest, NonFiniteTokenIsNamed) {
   Doubles bad = kLogprob;
   bad[2] = kNan;
-  EXPECT_THAT(
-      EstimateKl<double>({1, 4}, kLogprob, bad, kOnes4, KlKind::kK1),
-      testing::StatusIs(absl::StatusCode::kInvalidArgument,
-                        HasSubstr("ref_logprob")));
+  EXPECT_THAT(EstimateKl<double>({1, 4}, kLogprob, bad, kOnes4, KlKind::kK1),
+              testing::StatusIs(absl::StatusCode::kInvalidArgument,
+                                HasSubstr("ref_logprob")));
 }
 
 ShapedRewards<double> Shape(const Doubles& score, const MaskVector& mask,

@@ -28,11 +28,10 @@ const Doubles kRow = {1.5,  0.2, -0.7, 2.1, -1.9, 0.9,
 Doubles Expected(const Setting& setting) {
   const SamplingOptions& o = setting.options;
   Doubles z = kRow;
-  const std::set<int32_t> seen(setting.context.begin(),
-                               setting.context.end());
+  const std::set<int32_t> seen(setting.context.begin(), setting.context.end());
   for (const int32_t id : seen) {
-    z[id] = z[id] < 0 ? z[id] * o.repetition_penalty
-                      : z[id] / o.repetition_penalty;
+    z[id] =
+        z[id] < 0 ? z[id] * o.repetition_penalty : z[id] / o.repetition_penalty;
   }
   for (const int64_t id : o.forbid_ids) z[id] = -kInf;
   if (setting.generated < o.min_new_tokens) {
@@ -78,8 +77,13 @@ std::vector<Setting> Settings() {
       {"top_p", {.top_p = .8}},
       {"min_p", {.min_p = .15}},
       {"penalty", {.repetition_penalty = 1.4}, {3, 7, 8, 3, 3}},
-      {"all", {.temperature = .7, .top_k = 9, .top_p = .95, .min_p = .02,
-               .repetition_penalty = 1.2}, {0, 4, 11}},
+      {"all",
+       {.temperature = .7,
+        .top_k = 9,
+        .top_p = .95,
+        .min_p = .02,
+        .repetition_penalty = 1.2},
+       {0, 4, 11}},
   };
   Setting& forbid = out.emplace_back(Setting{"forbid", {}});
   forbid.options.forbid_ids = {3, 8};
@@ -92,8 +96,8 @@ std::vector<Setting> Settings() {
 
 // P(χ²_k > 1e-4 quantile) by Wilson and Hilferty: (χ²/k)^⅓ is nearly normal.
 bool Plausible(double chi, double k) {
-  const double z = (std::cbrt(chi / k) - (1 - 2 / (9 * k))) /
-                   std::sqrt(2 / (9 * k));
+  const double z =
+      (std::cbrt(chi / k) - (1 - 2 / (9 * k))) / std::sqrt(2 / (9 * k));
   return z < 3.719;  // one-sided p > 1e-4
 }
 
@@ -115,10 +119,9 @@ TEST(SamplingDistributionTest, AMillionDrawsPassChiSquared) {
     double ratio_squares = 0;
     for (int64_t i = 0; i < kDraws; ++i) {
       // Many prompts, samples and positions, as in a run.
-      const SampledToken drawn = sampler.Draw(
-          TokenUniform(seed, static_cast<uint64_t>(i / 1000),
-                       static_cast<uint64_t>(i / 20 % 50),
-                       static_cast<uint64_t>(i % 20)));
+      const SampledToken drawn = sampler.Draw(TokenUniform(
+          seed, static_cast<uint64_t>(i / 1000),
+          static_cast<uint64_t>(i / 20 % 50), static_cast<uint64_t>(i % 20)));
       ++counts[drawn.token];
       const double r = std::exp(reference[drawn.token] - drawn.logprob);
       ratio += r;
@@ -141,8 +144,7 @@ TEST(SamplingDistributionTest, AMillionDrawsPassChiSquared) {
           << setting.name << ": token " << id;
     }
     EXPECT_TRUE(Plausible(chi, kept - 1))
-        << setting.name << ": chi-squared " << chi << ", " << kept
-        << " tokens";
+        << setting.name << ": chi-squared " << chi << ", " << kept << " tokens";
     // Σ p_beh exp(ℓ_ref − ℓ_beh) is the reference's mass on what is kept: 1
     // without truncation.
     const double n = static_cast<double>(kDraws);
@@ -170,8 +172,8 @@ TEST(SamplingDistributionTest, TruncationReportsTheKeptMass) {
   EXPECT_LT(kept_mass, .95);
   for (int i = 0; i < 100; ++i) {
     const SampledToken drawn = cut.Draw(TokenUniform(5, 1, 2, i));
-    EXPECT_NEAR(std::exp(full.Logprob(drawn.token) - drawn.logprob),
-                kept_mass, 1e-12);
+    EXPECT_NEAR(std::exp(full.Logprob(drawn.token) - drawn.logprob), kept_mass,
+                1e-12);
   }
 }
 

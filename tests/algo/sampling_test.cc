@@ -213,17 +213,15 @@ TEST(StalenessTest, CapacityMatchesTheReference) {
 }
 
 TEST(StalenessTest, ConcurrencyLimits) {
-  EXPECT_THAT(StalenessCapacity({.eta_max = 2,
-                                 .batch = 8,
-                                 .max_concurrent = 10,
-                                 .running = 4}),
-              testing::IsOkAndHolds(6));
-  // "No bound" must not overflow.
   EXPECT_THAT(
-      StalenessCapacity({.eta_max = std::numeric_limits<int64_t>::max(),
-                         .batch = 8,
-                         .max_concurrent = 5}),
-      testing::IsOkAndHolds(5));
+      StalenessCapacity(
+          {.eta_max = 2, .batch = 8, .max_concurrent = 10, .running = 4}),
+      testing::IsOkAndHolds(6));
+  // "No bound" must not overflow.
+  EXPECT_THAT(StalenessCapacity({.eta_max = std::numeric_limits<int64_t>::max(),
+                                 .batch = 8,
+                                 .max_concurrent = 5}),
+              testing::IsOkAndHolds(5));
 }
 
 TEST(StalenessTest, OldestTokenDecides) {

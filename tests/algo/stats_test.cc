@@ -24,21 +24,18 @@ TEST(WhitenTest, MatchesTheReference) {
   const auto w = WhitenLocal(kAdvantages, kOnes5, {});
   EXPECT_NEAR(w.mean, .753818, kPrinted);
   EXPECT_NEAR(w.var, .028119, kPrinted);
-  EXPECT_THAT(w.out,
-              IsNear({.347880, .100600, 1.535192, -.470031, -1.513642}));
+  EXPECT_THAT(w.out, IsNear({.347880, .100600, 1.535192, -.470031, -1.513642}));
 }
 
 TEST(WhitenTest, MatchesTheReferenceWithOneDegreeLess) {
   const auto w = WhitenLocal(kAdvantages, kOnes5, {.ddof = 1});
   EXPECT_NEAR(w.var, .035149, kPrinted);
-  EXPECT_THAT(w.out,
-              IsNear({.311154, .089980, 1.373118, -.420409, -1.353843}));
+  EXPECT_THAT(w.out, IsNear({.311154, .089980, 1.373118, -.420409, -1.353843}));
 }
 
 TEST(WhitenTest, MatchesTheReferenceWithoutMeanShift) {
   const auto w = WhitenLocal(kAdvantages, kOnes5, {.shift_mean = false});
-  EXPECT_THAT(w.out,
-              IsNear({1.101698, .854418, 2.289011, .283787, -.759824}));
+  EXPECT_THAT(w.out, IsNear({1.101698, .854418, 2.289011, .283787, -.759824}));
 }
 
 TEST(WhitenTest, NothingMaskedInIsZeroNotNan) {
@@ -90,8 +87,8 @@ TEST(MomentsTest, MergeEqualsAddingAll) {
 }
 
 // §1.1 and §6: sequence advantages (+1, −.5), ε .2/.28.
-const Doubles kLosses = {-1.105171, -.740818, -1.28, -1, .4, .745912,
-                         kNan,      kInf};
+const Doubles kLosses = {-1.105171, -.740818, -1.28, -1,
+                         .4,        .745912,  kNan,  kInf};
 const MaskVector kMask = {1, 1, 1, 1, 1, 1, 0, 0};
 
 double AggregateValue(LossAgg agg) {
@@ -115,20 +112,18 @@ TEST(AggregateTest, MatchesTheReference) {
 TEST(AggregateTest, RowWithoutMaskIsNoSequence) {
   const Doubles loss = {3, kNan, kNan, kNan};
   const MaskVector mask = {1, 0, 0, 0};
-  ASSERT_OK_AND_ASSIGN(const LossNormalizer n,
-                       CountNormalizer({2, 2}, mask));
+  ASSERT_OK_AND_ASSIGN(const LossNormalizer n, CountNormalizer({2, 2}, mask));
   EXPECT_EQ(n.sequences, 1);
-  ASSERT_OK_AND_ASSIGN(const Aggregated result,
-                       Aggregate<double>({2, 2}, loss, mask,
-                                         LossAgg::kSeqMeanTokenMean, n));
+  ASSERT_OK_AND_ASSIGN(
+      const Aggregated result,
+      Aggregate<double>({2, 2}, loss, mask, LossAgg::kSeqMeanTokenMean, n));
   EXPECT_NEAR(result.value, 3, kExact);
 }
 
 TEST(AggregateTest, EmptyMinibatchIsZero) {
   const MaskVector mask(4, 0);
-  for (const LossAgg agg :
-       {LossAgg::kTokenMean, LossAgg::kSeqMeanTokenMean,
-        LossAgg::kSeqMeanTokenSum}) {
+  for (const LossAgg agg : {LossAgg::kTokenMean, LossAgg::kSeqMeanTokenMean,
+                            LossAgg::kSeqMeanTokenSum}) {
     ASSERT_OK_AND_ASSIGN(
         const Aggregated result,
         Aggregate<double>({2, 2}, Doubles(4, kNan), mask, agg, {}));

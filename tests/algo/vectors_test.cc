@@ -28,9 +28,9 @@ PolicyLossResult<double> LossOfRow(const Doubles& policy, const Doubles& old,
   LocalReducer local;
   const auto normalizer = MakeNormalizer(shape, mask, 4, local);
   EXPECT_OK(normalizer);
-  auto result = PolicyLoss<double>(
-      {shape, policy, old, advantages, mask, behaviour, {}}, options,
-      *normalizer);
+  auto result =
+      PolicyLoss<double>({shape, policy, old, advantages, mask, behaviour, {}},
+                         options, *normalizer);
   EXPECT_OK(result);
   return result.value_or(PolicyLossResult<double>());
 }
@@ -51,7 +51,7 @@ TEST(PublicVectorsTest, Section1MeansOfRanksAreNotTheMean) {
 TEST(PublicVectorsTest, Section4LossOfEachPair) {
   const struct {
     double better, worse, loss;
-  } pairs[] = {{1.2, .3, .341154},  {1.2, -.5, .167786}, {1.2, .1, .287335},
+  } pairs[] = {{1.2, .3, .341154}, {1.2, -.5, .167786}, {1.2, .1, .287335},
                {.3, -.5, .371101}, {.3, .1, .598139},   {.1, -.5, .437488}};
   for (const auto& pair : pairs) {
     const Doubles scores = {pair.better, pair.worse};
@@ -123,8 +123,7 @@ TEST(PublicVectorsTest, Section6RatiosOfTheBatchAndOfItsSequences) {
   gspo.eps_lo = 3e-4;
   gspo.eps_hi = 4e-4;
   EXPECT_NEAR(LossOfRow({kPolicy.begin(), kPolicy.begin() + 4},
-                        {kOld.begin(), kOld.begin() + 4}, Doubles(4, 1.0),
-                        gspo)
+                        {kOld.begin(), kOld.begin() + 4}, Doubles(4, 1.0), gspo)
                   .loss,
               -1.0004, kPrinted);
   EXPECT_NEAR(LossOfRow({kPolicy.begin() + 4, kPolicy.end()},
@@ -153,8 +152,8 @@ TEST(PublicVectorsTest, Section6SquaresOfTheValueLoss) {
     EXPECT_NEAR(ValueLoss(input, options, *normalizer)->loss, larger[i] / 2,
                 kPrinted);
     options.clip.reset();
-    EXPECT_NEAR(ValueLoss(input, options, *normalizer)->loss,
-                unclipped[i] / 2, kPrinted);
+    EXPECT_NEAR(ValueLoss(input, options, *normalizer)->loss, unclipped[i] / 2,
+                kPrinted);
   }
 }
 

@@ -22,8 +22,8 @@ using ::testing::HasSubstr;
 void CheckContract(Fs& fs, const std::string& root) {
   const std::string dir = JoinPath(root, "a/b");
   const std::string path = JoinPath(dir, "f");
-  EXPECT_THAT(fs.Create(path, false), StatusIs(absl::StatusCode::kNotFound,
-                                               HasSubstr("a/b/f")));
+  EXPECT_THAT(fs.Create(path, false),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("a/b/f")));
   ASSERT_OK(fs.MakeDirs(dir));
   ASSERT_OK(fs.MakeDirs(dir));  // again is fine
   ASSERT_OK_AND_ASSIGN(auto file, fs.Create(path, /*exclusive=*/true));
@@ -88,9 +88,8 @@ TEST(FsTest, FaultFsKeepsTheContract) {
 TEST(FsTest, FullDiskIsResourceExhausted) {
   if (!Fs::Real().Exists("/dev/full")) GTEST_SKIP() << "no /dev/full";
   ASSERT_OK_AND_ASSIGN(auto file, Fs::Real().OpenAppend("/dev/full"));
-  EXPECT_THAT(file->Append("x"),
-              StatusIs(absl::StatusCode::kResourceExhausted,
-                       HasSubstr("/dev/full")));
+  EXPECT_THAT(file->Append("x"), StatusIs(absl::StatusCode::kResourceExhausted,
+                                          HasSubstr("/dev/full")));
 }
 
 TEST(FsTest, WriteFileDurablyReplacesAndLeavesNoTemporary) {

@@ -13,11 +13,10 @@ TEST(LogTest, WritesLogfmt) {
 }
 
 TEST(LogTest, ValuesCannotForgeFieldsOrLines) {
-  EXPECT_EQ(
-      FormatLogLine(LogLevel::kError, "x", "a\nb",
-                    {{"k", "v\" evil=1\nlevel=info\x01\\"}, {"e", ""}}),
-      "level=error role=x msg=\"a\\nb\" "
-      "k=\"v\\\" evil=1\\nlevel=info\\u0001\\\\\" e=\"\"");
+  EXPECT_EQ(FormatLogLine(LogLevel::kError, "x", "a\nb",
+                          {{"k", "v\" evil=1\nlevel=info\x01\\"}, {"e", ""}}),
+            "level=error role=x msg=\"a\\nb\" "
+            "k=\"v\\\" evil=1\\nlevel=info\\u0001\\\\\" e=\"\"");
 }
 
 TEST(LogTest, DropsBelowMinimum) {

@@ -62,9 +62,9 @@ OpenFile& Of(sqlite3_file* file) {
 }
 
 int CodeOf(const absl::Status& status, int otherwise) {
-  return status.ok()                             ? SQLITE_OK
+  return status.ok()                         ? SQLITE_OK
          : absl::IsResourceExhausted(status) ? SQLITE_FULL
-                                                 : otherwise;
+                                             : otherwise;
 }
 
 int ShmUnmap(sqlite3_file* file, int remove);
@@ -81,9 +81,8 @@ int Close(sqlite3_file* file) {
 }
 
 int Read(sqlite3_file* file, void* to, int amount, sqlite3_int64 offset) {
-  const absl::StatusOr<std::string> bytes =
-      Of(file).file->Read(static_cast<uint64_t>(offset),
-                          static_cast<size_t>(amount));
+  const absl::StatusOr<std::string> bytes = Of(file).file->Read(
+      static_cast<uint64_t>(offset), static_cast<size_t>(amount));
   if (!bytes.ok()) return SQLITE_IOERR_READ;
   std::memcpy(to, bytes->data(), bytes->size());
   const size_t wanted = static_cast<size_t>(amount);
@@ -95,11 +94,11 @@ int Read(sqlite3_file* file, void* to, int amount, sqlite3_int64 offset) {
 
 int Write(sqlite3_file* file, const void* from, int amount,
           sqlite3_int64 offset) {
-  return CodeOf(Of(file).file->Write(
-                    static_cast<uint64_t>(offset),
-                    std::string_view(static_cast<const char*>(from),
-                                     static_cast<size_t>(amount))),
-                SQLITE_IOERR_WRITE);
+  return CodeOf(
+      Of(file).file->Write(static_cast<uint64_t>(offset),
+                           std::string_view(static_cast<const char*>(from),
+                                            static_cast<size_t>(amount))),
+      SQLITE_IOERR_WRITE);
 }
 
 int Truncate(sqlite3_file* file, sqlite3_int64 size) {
@@ -173,9 +172,8 @@ int ShmLock(sqlite3_file* file, int offset, int n, int flags) {
   }
   bool busy = false;
   each([&](size_t i) {
-    busy |= open.held[i] == 0 &&
-            (locks[i].exclusive != nullptr ||
-             (exclusive && locks[i].shared > 0));
+    busy |= open.held[i] == 0 && (locks[i].exclusive != nullptr ||
+                                  (exclusive && locks[i].shared > 0));
   });
   if (busy) return SQLITE_BUSY;
   each([&](size_t i) {
@@ -203,15 +201,27 @@ int ShmUnmap(sqlite3_file* file, int remove) {
   return SQLITE_OK;
 }
 
-const sqlite3_io_methods kMethods = {
-    2,      Close,      Read,    Write,      Truncate, Sync,
-    Size,   Lock,       Unlock,  IsReserved, Control,  Sector,
-    Characteristics, ShmMap, ShmLock, ShmBarrier, ShmUnmap, nullptr,
-    nullptr};
+const sqlite3_io_methods kMethods = {2,
+                                     Close,
+                                     Read,
+                                     Write,
+                                     Truncate,
+                                     Sync,
+                                     Size,
+                                     Lock,
+                                     Unlock,
+                                     IsReserved,
+                                     Control,
+                                     Sector,
+                                     Characteristics,
+                                     ShmMap,
+                                     ShmLock,
+                                     ShmBarrier,
+                                     ShmUnmap,
+                                     nullptr,
+                                     nullptr};
 
-State& StateOf(sqlite3_vfs* vfs) {
-  return *static_cast<State*>(vfs->pAppData);
-}
+State& StateOf(sqlite3_vfs* vfs) { return *static_cast<State*>(vfs->pAppData); }
 
 int Open(sqlite3_vfs* vfs, const char* name, sqlite3_file* file, int flags,
          int* out_flags) {
@@ -230,8 +240,8 @@ int Open(sqlite3_vfs* vfs, const char* name, sqlite3_file* file, int flags,
   open->generation = state.generation;
   open->path = path;
   open->file = *std::move(opened);
-  constexpr int kLogs = SQLITE_OPEN_WAL | SQLITE_OPEN_MAIN_JOURNAL |
-                        SQLITE_OPEN_SUPER_JOURNAL;
+  constexpr int kLogs =
+      SQLITE_OPEN_WAL | SQLITE_OPEN_MAIN_JOURNAL | SQLITE_OPEN_SUPER_JOURNAL;
   open->sync_folder = !existed && (flags & kLogs) != 0;
   open->delete_on_close = (flags & SQLITE_OPEN_DELETEONCLOSE) != 0;
   mine->open = open.release();

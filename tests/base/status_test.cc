@@ -33,8 +33,7 @@ TEST(AnnotateTest, KeepsCodeAndPayload) {
   absl::Status status = absl::DataLossError("bad");
   status.SetPayload("url", absl::Cord("p"));
   const absl::Status annotated = Annotate(status, "file x");
-  EXPECT_THAT(annotated,
-              StatusIs(absl::StatusCode::kDataLoss, "file x: bad"));
+  EXPECT_THAT(annotated, StatusIs(absl::StatusCode::kDataLoss, "file x: bad"));
   EXPECT_EQ(annotated.GetPayload("url"), absl::Cord("p"));
   EXPECT_THAT(Annotate(absl::OkStatus(), "x"), IsOk());
 }

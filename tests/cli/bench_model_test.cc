@@ -38,10 +38,9 @@ class BenchModelTest : public ::testing::Test {
 
   Outcome Run(const std::string& arguments) {
     const char* bin = std::getenv("COX_BIN_DIR");
-    const std::string command =
-        absl::StrCat(bin == nullptr ? "." : bin, "/cox-bench ", arguments,
-                     " --config ", config_,
-                     " --json --threads 1 --runs 2 --warmup 1 2>&1");
+    const std::string command = absl::StrCat(
+        bin == nullptr ? "." : bin, "/cox-bench ", arguments, " --config ",
+        config_, " --json --threads 1 --runs 2 --warmup 1 2>&1");
     FILE* pipe = popen(command.c_str(), "r");
     std::string text;
     for (char buffer[4096]; fgets(buffer, sizeof(buffer), pipe) != nullptr;) {
@@ -66,9 +65,11 @@ class BenchModelTest : public ::testing::Test {
 TEST_F(BenchModelTest, GenerateChecksItself) {
   const std::string dump = ::testing::TempDir() + "/bench-dump.jsonl";
   for (const char* dtype : {"fp32", "bf16"}) {
-    const Outcome run = Run(absl::StrCat(
-        "generate --dtype ", dtype, " --num-prompts 6 --batch 4 "
-        "--prompt-tokens 5 --new-tokens 7 --top-p 0.9 --dump ", dump));
+    const Outcome run =
+        Run(absl::StrCat("generate --dtype ", dtype,
+                         " --num-prompts 6 --batch 4 "
+                         "--prompt-tokens 5 --new-tokens 7 --top-p 0.9 --dump ",
+                         dump));
     ASSERT_EQ(run.exit, 0) << run.line;
     EXPECT_EQ(run.line["new_tokens"], 42);  // 6 rows of 7
     EXPECT_EQ(run.line["lengths"], "fixed");
@@ -93,8 +94,8 @@ TEST_F(BenchModelTest, GenerateChecksItself) {
 TEST_F(BenchModelTest, ScheduledLengthsAreKept) {
   const std::string lengths = ::testing::TempDir() + "/bench-lengths.txt";
   std::ofstream(lengths) << "3\n1\n5\n";
-  const Outcome run = Run(absl::StrCat(
-      "generate --num-prompts 3 --batch 3 --lengths ", lengths));
+  const Outcome run = Run(
+      absl::StrCat("generate --num-prompts 3 --batch 3 --lengths ", lengths));
   ASSERT_EQ(run.exit, 0) << run.line;
   EXPECT_EQ(run.line["new_tokens"], 9);
   EXPECT_NEAR(run.line["slot_occupancy"]["median"], 9.0 / 15, 1e-9);
@@ -102,19 +103,22 @@ TEST_F(BenchModelTest, ScheduledLengthsAreKept) {
 
 TEST_F(BenchModelTest, TrainsEveryStage) {
   for (const char* stage : {"sft", "rm", "ppo", "grpo"}) {
-    const Outcome run = Run(absl::StrCat(
-        "train --stage ", stage, " --batch 4 --group 2 --max-len 12 "
-        "--prompt-tokens 4 --new-tokens 6 --updates 2 --epochs 2 "
-        "--minibatches 2"));
+    const Outcome run = Run(
+        absl::StrCat("train --stage ", stage,
+                     " --batch 4 --group 2 --max-len 12 "
+                     "--prompt-tokens 4 --new-tokens 6 --updates 2 --epochs 2 "
+                     "--minibatches 2"));
     ASSERT_EQ(run.exit, 0) << stage << " " << run.line;
     ExpectFields(run.line,
-                 {"stage", "batch", "group", "epochs", "minibatches",
-                  "optimizer_steps_per_update", "prompt_tokens", "new_tokens",
-                  "lengths", "real_tokens", "slot_tokens", "step_s",
-                  "generate_s", "score_s", "train_s", "publish_s", "idle_s",
-                  "samples_s", "new_tok_s", "tok_s", "samples_per_cpu_s",
-                  "model_gflop_s", "loss_first", "loss_last", "kl_mean",
-                  "reward_mean", "lag"});
+                 {"stage",         "batch",       "group",
+                  "epochs",        "minibatches", "optimizer_steps_per_update",
+                  "prompt_tokens", "new_tokens",  "lengths",
+                  "real_tokens",   "slot_tokens", "step_s",
+                  "generate_s",    "score_s",     "train_s",
+                  "publish_s",     "idle_s",      "samples_s",
+                  "new_tok_s",     "tok_s",       "samples_per_cpu_s",
+                  "model_gflop_s", "loss_first",  "loss_last",
+                  "kl_mean",       "reward_mean", "lag"});
   }
 }
 

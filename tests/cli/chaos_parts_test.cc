@@ -47,10 +47,8 @@ TEST(ChaosCompareTest, NamesWhatDiffers) {
               ElementsAre(HasSubstr("stage 0 step 2: expected weights w2")));
   hurt = calm;
   hurt.units.pop_back();
-  EXPECT_THAT(CompareLedgers(calm, hurt),
-              ElementsAre("unit s0.3.0: missing"));
-  EXPECT_THAT(CompareLedgers(hurt, calm),
-              ElementsAre("unit s0.3.0: too many"));
+  EXPECT_THAT(CompareLedgers(calm, hurt), ElementsAre("unit s0.3.0: missing"));
+  EXPECT_THAT(CompareLedgers(hurt, calm), ElementsAre("unit s0.3.0: too many"));
   hurt = calm;
   for (StepRow& row : hurt.steps) row.skipped = true;
   EXPECT_THAT(CompareLedgers(calm, hurt, 1),
@@ -163,8 +161,8 @@ class ProxyTest : public ::testing::Test {
   std::unique_ptr<ChaosProxy> proxy_;
 };
 
-constexpr int kSoon = 5000;   // for what must come
-constexpr int kNever = 100;   // for what must not
+constexpr int kSoon = 5000;  // for what must come
+constexpr int kNever = 100;  // for what must not
 
 TEST_F(ProxyTest, PassesBothWaysAndTheEnd) {
   Socket client(Connect());

@@ -111,9 +111,9 @@ TEST(ChaosPlanTest, OtherKindsGetATenthAndOnlyFittingRoles) {
     }
   }
   EXPECT_EQ(kinds[FaultKind::kKill], 100);
-  for (const FaultKind kind : {FaultKind::kStop, FaultKind::kSlow,
-                               FaultKind::kCut, FaultKind::kCorrupt,
-                               FaultKind::kEnospc}) {
+  for (const FaultKind kind :
+       {FaultKind::kStop, FaultKind::kSlow, FaultKind::kCut,
+        FaultKind::kCorrupt, FaultKind::kEnospc}) {
     EXPECT_EQ(kinds[kind], 10) << FaultKindName(kind);
   }
   options.roles = {"reward"};

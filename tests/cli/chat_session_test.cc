@@ -32,9 +32,7 @@ class ScriptedPolicy : public PolicyEngine {
  public:
   ScriptedPolicy(ModelConfig config, std::vector<int32_t> script,
                  std::vector<GenerateRequest>* seen)
-      : config_(std::move(config)),
-        script_(std::move(script)),
-        seen_(seen) {}
+      : config_(std::move(config)), script_(std::move(script)), seen_(seen) {}
   absl::Status Load(std::shared_ptr<const Snapshot>) override {
     return absl::OkStatus();
   }
@@ -214,8 +212,8 @@ TEST(ApplyGenerationConfigTest, ItsIdsTakeThePlaceOfTheModels) {
   EXPECT_THAT(config.eos_ids, ElementsAre(2, 5));
   EXPECT_EQ(config.bos_id, 4);
   EXPECT_EQ(config.pad_id, 3);
-  for (const char* bad : {"[]", R"({"eos_token_id": "x"})",
-                          R"({"eos_token_id": 10})"}) {
+  for (const char* bad :
+       {"[]", R"({"eos_token_id": "x"})", R"({"eos_token_id": 10})"}) {
     EXPECT_THAT(ApplyGenerationConfig(bad, &config),
                 StatusIs(absl::StatusCode::kInvalidArgument));
   }

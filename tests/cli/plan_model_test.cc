@@ -26,7 +26,7 @@ RunSizes Sizes() {
 ClusterSpec Cluster() {
   ClusterSpec c;
   c.cores = 4;
-  c.link_gbit_s = 8;  // 1 GB/s
+  c.link_gbit_s = 8;       // 1 GB/s
   c.train_gflop_s = 1e-6;  // 1,000 FLOP/s
   c.score_gflop_s = 1e-6;
   c.decode_gflop_s = 1e-7;
@@ -78,8 +78,7 @@ TEST(PlanModelTest, TextStage) {
   // state: five times the weights; activations of a shard (here a rank's rows):
   // 10 tokens x 16 x 20 and 10 heads x 2 x 20, 4 bytes each.
   EXPECT_DOUBLE_EQ(stage.roles[1].memory_bytes, 100e6 + 20000 + 4 * 3600);
-  EXPECT_NEAR(run.memory_bytes,
-              50e6 + 425e6 + 2 * (20000 + 4 * 3600), 1);
+  EXPECT_NEAR(run.memory_bytes, 50e6 + 425e6 + 2 * (20000 + 4 * 3600), 1);
 }
 
 TEST(PlanModelTest, MoreProcessesThanCoresShareThem) {
@@ -90,15 +89,16 @@ TEST(PlanModelTest, MoreProcessesThanCoresShareThem) {
   one.cores = 1;
   const double fast =
       EstimateRun(config, Sizes(), Cluster()).stages[0].step_s - 0.5;
-  const double slow =
-      EstimateRun(config, Sizes(), one).stages[0].step_s - 0.5;
+  const double slow = EstimateRun(config, Sizes(), one).stages[0].step_s - 0.5;
   EXPECT_NEAR(slow, 2 * fast, 1e-6);
 }
 
 std::string PpoYaml(const std::string& schedule) {
   return "stages: [ppo]\nroles: {actors: 2, rewards: 1, learners: 1}\n"
          "model: {init: m}\nreward: {kind: lexicon, lexicon: l.tsv}\n"
-         "schedule: {mode: " + schedule + "}\n"
+         "schedule: {mode: " +
+         schedule +
+         "}\n"
          "ppo: {prompts: [p.jsonl], steps: 3, prompts_per_step: 8, "
          "unit_prompts: 2, epochs: 2, minibatches: 1}\n";
 }
@@ -109,7 +109,7 @@ TEST(PlanModelTest, PpoStage) {
   const StageEstimate& stage = run.stages[0];
   // A unit: 2 rows x 10 tokens, attention over 10, 8 heads.
   const double trunk = 20 * (1600 + 4 * 10 * 20);
-  const double generate = (trunk + 8 * 400) / 100;   // decode: 100 FLOP/s
+  const double generate = (trunk + 8 * 400) / 100;  // decode: 100 FLOP/s
   const double score = (trunk + trunk + 8 * 400) / 1000;
   const double rollout = 2 * generate + score;  // two rounds, the last scored
   // 80 tokens, 32 heads: proximal, values, two epochs of both.
@@ -118,8 +118,7 @@ TEST(PlanModelTest, PpoStage) {
   const double train =
       ((both + heads) + both + 2 * 3 * ((both + heads) + both)) / 1000 +
       2 * 2 * 1.0;
-  const double publish =
-      0.5 + 8000 / 1e9 + stage.payload_bytes / 1e9;
+  const double publish = 0.5 + 8000 / 1e9 + stage.payload_bytes / 1e9;
   EXPECT_NEAR(stage.step_s, rollout + train + publish, 1e-6);
   EXPECT_DOUBLE_EQ(stage.payload_bytes, 8 * (148 + 4 * 6 + 12 * 4));
   EXPECT_DOUBLE_EQ(stage.broadcast_bytes, 8000);
@@ -134,8 +133,7 @@ TEST(PlanModelTest, PpoStage) {
 TEST(PlanModelTest, SaysWhatDoesNotFit) {
   ClusterSpec small = Cluster();
   small.memory_gb = 0.1;
-  const RunEstimate run =
-      EstimateRun(Config(PpoYaml("sync")), Sizes(), small);
+  const RunEstimate run = EstimateRun(Config(PpoYaml("sync")), Sizes(), small);
   ASSERT_FALSE(run.warnings.empty());
   EXPECT_THAT(run.warnings.back(), HasSubstr("memory"));
 }
@@ -150,9 +148,10 @@ TEST(ClusterSpecTest, ReadsAndRefuses) {
   EXPECT_EQ(spec->cores, 16);
   EXPECT_EQ(spec->train_gflop_s, 40);
   EXPECT_EQ(spec->score_gflop_s, 0);  // to be measured
-  EXPECT_THAT(ParseClusterSpec("cores: 2\nnods: 1\n", "c.yaml").status(),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("c.yaml:2: unknown key 'nods'; known: nodes")));
+  EXPECT_THAT(
+      ParseClusterSpec("cores: 2\nnods: 1\n", "c.yaml").status(),
+      StatusIs(absl::StatusCode::kInvalidArgument,
+               HasSubstr("c.yaml:2: unknown key 'nods'; known: nodes")));
   EXPECT_THAT(ParseClusterSpec("cores: many\n", "c.yaml").status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("c.yaml:1: cores: expected a number")));

@@ -82,11 +82,11 @@ TEST_P(SelfTestTaskTest, WrongKlMissesByMoreThanTheTolerance) {
         task, Tilted(task, [&](double r) { return r / beta; }), reference);
     return at.optimum - at.value;
   };
-  EXPECT_GT(gap(2e-2), 0.03);             // KL forgotten
-  EXPECT_GT(gap(task.beta * 4), 0.03);    // counted four times
-  EXPECT_GT(gap(task.beta / 4), 0.03);    // averaged over tokens and prompts
-  EXPECT_GT(gap(-task.beta), 0.03);       // wrong sign of the reward
-  EXPECT_GT(gap(1e9), 0.03);              // nothing learned
+  EXPECT_GT(gap(2e-2), 0.03);           // KL forgotten
+  EXPECT_GT(gap(task.beta * 4), 0.03);  // counted four times
+  EXPECT_GT(gap(task.beta / 4), 0.03);  // averaged over tokens and prompts
+  EXPECT_GT(gap(-task.beta), 0.03);     // wrong sign of the reward
+  EXPECT_GT(gap(1e9), 0.03);            // nothing learned
 }
 
 INSTANTIATE_TEST_SUITE_P(Tasks, SelfTestTaskTest,

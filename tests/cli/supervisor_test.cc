@@ -183,8 +183,7 @@ TEST(EvalTableTest, PrintsMeansWithIntervalsAndDashesForWhatIsMissing) {
   ASSERT_TRUE(table.ok()) << table.status();
   EXPECT_THAT(*table, testing::HasSubstr("0.500 [0.250, 0.750]"));
   EXPECT_THAT(*table, testing::HasSubstr("x"));
-  EXPECT_EQ(FormatEvalTable("[]").status().code(),
-            absl::StatusCode::kDataLoss);
+  EXPECT_EQ(FormatEvalTable("[]").status().code(), absl::StatusCode::kDataLoss);
 }
 
 }  // namespace

@@ -58,8 +58,7 @@ TEST(TopTest, OneScreen) {
 
 TEST(LogFollowerTest, GivesWholeLinesOnce) {
   testing::TempDir dir;
-  const auto append = [&dir](const std::string& file,
-                             const std::string& text) {
+  const auto append = [&dir](const std::string& file, const std::string& text) {
     auto out = *Fs::Real().OpenAppend(dir.Join(file));
     ASSERT_OK(out->Append(text));
     ASSERT_OK(out->Close());
@@ -73,8 +72,7 @@ TEST(LogFollowerTest, GivesWholeLinesOnce) {
   append("actor-0.log", " halves\n");
   append("learner-0.log", "new process\n");
   append("notes.txt", "no log\n");
-  EXPECT_EQ(follower.Poll(),
-            "actor-0: two halves\nlearner-0: new process\n");
+  EXPECT_EQ(follower.Poll(), "actor-0: two halves\nlearner-0: new process\n");
   EXPECT_EQ(follower.Poll(), "");
   // A file that begins anew.
   ASSERT_OK(WriteFileDurably(Fs::Real(), dir.Join("actor-0.log"), "a\n"));

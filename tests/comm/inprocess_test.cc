@@ -118,9 +118,8 @@ TEST(InProcessTest, BroadcastsAndGathersInRankOrder) {
 
 TEST(InProcessTest, MissingRankIsADeadlineAndKillsTheGroup) {
   Ranks ranks = MakeInProcessGroup(2, absl::Milliseconds(5));
-  EXPECT_THAT(ranks[0]->Barrier(),
-              StatusIs(absl::StatusCode::kDeadlineExceeded,
-                       HasSubstr("1 of 2 ranks")));
+  EXPECT_THAT(ranks[0]->Barrier(), StatusIs(absl::StatusCode::kDeadlineExceeded,
+                                            HasSubstr("1 of 2 ranks")));
   EXPECT_THAT(ranks[1]->Barrier(),
               StatusIs(absl::StatusCode::kDeadlineExceeded));
 }

@@ -63,8 +63,8 @@ int RunAllCollectives(Collective& comm, size_t elements,
   CHILD_CHECK(mine.front() == world - 1 && mine.back() == world - 1);
   CHILD_CHECK_OK(comm.AllReduceSum(std::span<float>()));
   CHILD_CHECK_OK(comm.Barrier());
-  CHILD_CHECK_OK(WriteFileDurably(
-      Fs::Real(), out_path, Sha256Hex(std::as_bytes(std::span(data)))));
+  CHILD_CHECK_OK(WriteFileDurably(Fs::Real(), out_path,
+                                  Sha256Hex(std::as_bytes(std::span(data)))));
   return 0;
 }
 

@@ -20,21 +20,21 @@ namespace cox {
 inline constexpr absl::Duration kSoon = absl::Seconds(30);
 
 // A rank that fails a check says so and returns 1, its exit code.
-#define CHILD_CHECK(condition)                                              \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);  \
-      return 1;                                                             \
-    }                                                                       \
+#define CHILD_CHECK(condition)                                             \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      return 1;                                                            \
+    }                                                                      \
   } while (false)
-#define CHILD_CHECK_OK(expr)                                          \
-  do {                                                                \
-    const absl::Status child_status = (expr);                         \
-    if (!child_status.ok()) {                                         \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__,         \
-                   child_status.ToString().c_str());                  \
-      return 1;                                                       \
-    }                                                                 \
+#define CHILD_CHECK_OK(expr)                                  \
+  do {                                                        \
+    const absl::Status child_status = (expr);                 \
+    if (!child_status.ok()) {                                 \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, \
+                   child_status.ToString().c_str());          \
+      return 1;                                               \
+    }                                                         \
   } while (false)
 
 // Deterministic, with many bits, different on every rank.

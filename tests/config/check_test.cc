@@ -196,9 +196,8 @@ INSTANTIATE_TEST_SUITE_P(
         Case{{"stages=[sft,collect,dpo]", "dpo.label_smoothing=0.5"},
              "dpo.label_smoothing",
              "at most"},
-        Case{{"stages=[sft,collect,dpo]", "dpo.beta=0"},
-             "dpo.beta",
-             "at least"},
+        Case{
+            {"stages=[sft,collect,dpo]", "dpo.beta=0"}, "dpo.beta", "at least"},
         Case{{"stages=[sft,collect,kto]", "kto.lambda_desirable=0",
               "kto.lambda_undesirable=0"},
              "kto.lambda_desirable",
@@ -262,8 +261,9 @@ TEST(CheckConfigTest, ProblemsHaveTheirPlaceInTheFile) {
 TEST(ProfileTest, AFamilyHasItsOwnDefaultOfDropout) {
   const auto dropout = [](std::vector<std::string> overrides) {
     LoadOptions options;
-    options.yaml_text = "sft: {train: [d]}\nstages: [sft]\n"
-                        "tokenizer: {files: [t]}\n";
+    options.yaml_text =
+        "sft: {train: [d]}\nstages: [sft]\n"
+        "tokenizer: {files: [t]}\n";
     options.overrides = std::move(overrides);
     options.check_files = false;
     const auto config = LoadConfig(options);
@@ -277,8 +277,9 @@ TEST(ProfileTest, AFamilyHasItsOwnDefaultOfDropout) {
   EXPECT_EQ(dropout({"model.type=instruct_encdec", "ppo.profile=tldr"}), 0.1);
   // A run that was recorded before the key existed had none.
   LoadOptions old;
-  old.yaml_text = "sft: {train: [d]}\nstages: [sft]\ntokenizer: {files: [t]}\n"
-                  "model: {type: instruct_encdec}\n";
+  old.yaml_text =
+      "sft: {train: [d]}\nstages: [sft]\ntokenizer: {files: [t]}\n"
+      "model: {type: instruct_encdec}\n";
   old.check_files = false;
   old.recorded = true;
   const auto config = LoadConfig(old);

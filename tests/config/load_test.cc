@@ -207,8 +207,9 @@ TEST(LoadConfigTest, LimitsNestingBehindAliases) {
 }
 
 TEST(LoadConfigTest, ExpandsAliases) {
-  const auto c = Load(WithPpo("  optimizer: &o {lr: 0.5}\n"
-                              "  value_optimizer: *o\n"));
+  const auto c =
+      Load(WithPpo("  optimizer: &o {lr: 0.5}\n"
+                   "  value_optimizer: *o\n"));
   EXPECT_DOUBLE_EQ(c.ppo().value_optimizer().lr(), 0.5);
 }
 
@@ -272,11 +273,11 @@ TEST(LoadConfigTest, ResolvesPathsAgainstTheFolderOfTheFile) {
 class LoadConfigFilesTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    dir_ = JoinPath(::testing::TempDir(),
-                    absl::StrCat("cox_config_",
-                                 ::testing::UnitTest::GetInstance()
-                                     ->current_test_info()
-                                     ->name()));
+    dir_ = JoinPath(
+        ::testing::TempDir(),
+        absl::StrCat(
+            "cox_config_",
+            ::testing::UnitTest::GetInstance()->current_test_info()->name()));
     ASSERT_TRUE(Fs::Real().RemoveAll(dir_).ok());
     ASSERT_TRUE(Fs::Real().MakeDirs(dir_).ok());
   }
@@ -290,8 +291,8 @@ class LoadConfigFilesTest : public ::testing::Test {
 };
 
 TEST_F(LoadConfigFilesTest, ReportsMissingFilesOfStagesThatRun) {
-  const std::string path = Write(
-      "run.yaml", WithPpo("") + "sft: {train: [gone.jsonl]}\n");
+  const std::string path =
+      Write("run.yaml", WithPpo("") + "sft: {train: [gone.jsonl]}\n");
   EXPECT_EQ(LoadConfig({path, {}, "", true}).status().message(),
             absl::StrCat(path, ":3:29: reward.path: '", dir_,
                          "/t.json' does not exist\n", path,
@@ -308,8 +309,7 @@ TEST_F(LoadConfigFilesTest, ReportsAMissingConfiguration) {
   const auto config = LoadConfig({JoinPath(dir_, "no.yaml"), {}, "", true});
   EXPECT_EQ(config.status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(config.status().message()), HasSubstr("no.yaml"));
-  EXPECT_EQ(LoadConfig({}).status().code(),
-            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(LoadConfig({}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(LoadConfigFilesTest, RefusesHugeFiles) {

@@ -34,11 +34,25 @@ cox::v1::RunConfig ValidConfig() {
 
 // Any text that proto3 accepts: ASCII with controls, quotes, wide characters.
 std::string RandomText(std::mt19937_64& rng) {
-  static const char* const kPieces[] = {
-      "a",  "B",    "0",    " ",    ":",    "#",   "'",   "\"", "\\",  "\n",
-      "\t", "\x01", "\x7f", "é",    "語",   "😀",  "- ",  "{",  "}",   "[",
-      "]",  ",",    "&x",   "*y",   "!",    "|",   ">",   "%",  "@",   "~",
-      "/",  ".",    "\r",   "null", "true", "1e3", "---", "<|endoftext|>"};
+  static const char* const kPieces[] = {"a",    "B",
+                                        "0",    " ",
+                                        ":",    "#",
+                                        "'",    "\"",
+                                        "\\",   "\n",
+                                        "\t",   "\x01",
+                                        "\x7f", "é",
+                                        "語",   "😀",
+                                        "- ",   "{",
+                                        "}",    "[",
+                                        "]",    ",",
+                                        "&x",   "*y",
+                                        "!",    "|",
+                                        ">",    "%",
+                                        "@",    "~",
+                                        "/",    ".",
+                                        "\r",   "null",
+                                        "true", "1e3",
+                                        "---",  "<|endoftext|>"};
   std::string text;
   const size_t length = rng() % 8;
   for (size_t i = 0; i < length; ++i) {
@@ -118,8 +132,8 @@ TEST(PrintConfigTest, LoadsBackToTheSameConfiguration) {
     const auto loaded = LoadConfig(options);
     if (!loaded.ok()) {
       const std::vector<ConfigIssue> issues = CheckConfig(config);
-      ASSERT_FALSE(issues.empty())
-          << loaded.status() << "\n" << options.yaml_text;
+      ASSERT_FALSE(issues.empty()) << loaded.status() << "\n"
+                                   << options.yaml_text;
       EXPECT_THAT(std::string(loaded.status().message()),
                   HasSubstr(issues[0].message));
       continue;
@@ -133,9 +147,8 @@ TEST(PrintConfigTest, LoadsBackEverySingleField) {
   std::mt19937_64 rng(11);
   const cox::v1::RunConfig base = ValidConfig();
   std::vector<std::string> paths;
-  config::ForEachLeaf(base, [&](const config::Leaf& leaf) {
-    paths.push_back(leaf.path);
-  });
+  config::ForEachLeaf(
+      base, [&](const config::Leaf& leaf) { paths.push_back(leaf.path); });
   int valid = 0;
   int rounds = 0;
   for (const std::string& path : paths) {
@@ -156,7 +169,8 @@ TEST(PrintConfigTest, LoadsBackEverySingleField) {
       if (!CheckConfig(config).empty()) continue;
       ASSERT_TRUE(loaded.ok()) << loaded.status() << "\n" << path;
       ASSERT_TRUE(MessageDifferencer::Equals(config, *loaded))
-          << path << "\n" << options.yaml_text;
+          << path << "\n"
+          << options.yaml_text;
       EXPECT_EQ(PrintConfig(*loaded), options.yaml_text);
       ++valid;
     }

@@ -53,8 +53,8 @@ LedgerState WriteLedger() {
                               {0, step},
                               Sha256Hex(absl::StrCat("p", step)),
                               std::string(300, 'm')});
-    rows.push_back(StepRow{0, step, "b", "w", false, Generation{step},
-                           {{"loss", 0.5 * step}}});
+    rows.push_back(StepRow{
+        0, step, "b", "w", false, Generation{step}, {{"loss", 0.5 * step}}});
     rows.push_back(CheckpointRow{0, step, absl::StrCat("/c/", step), "m", "w",
                                  "s", Generation{step}});
     if (step > 2) {
@@ -95,8 +95,8 @@ TEST(BitFlips, InTheLedgerAreFoundOrWithoutConsequence) {
       ++found;
       continue;
     }
-    EXPECT_TRUE(Same(*state, written)) << "bit " << bit << " of byte "
-                                       << bit / 8;
+    EXPECT_TRUE(Same(*state, written))
+        << "bit " << bit << " of byte " << bit / 8;
     if (HasFailure()) return;
   }
   // The rest hit what nobody reads.

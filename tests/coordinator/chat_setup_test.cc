@@ -54,8 +54,8 @@ TEST_F(ChatSetupTest, AResumedRunKeepsTheTemplateOfItsModel) {
 
 TEST_F(ChatSetupTest, AFileOfItsOwnCounts) {
   config_.mutable_tokenizer()->set_chat_template("chat.jinja");
-  EXPECT_THAT(Prepare(false), StatusIs(absl::StatusCode::kNotFound,
-                                       HasSubstr("chat.jinja")));
+  EXPECT_THAT(Prepare(false),
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("chat.jinja")));
   Write("chat.jinja", "mine");
   ASSERT_OK_AND_ASSIGN(auto chat, Prepare(false));
   EXPECT_EQ(chat->template_text, "mine");

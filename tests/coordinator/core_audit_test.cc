@@ -40,15 +40,14 @@ class CoreAuditTest : public ::testing::Test {
     ASSERT_OK(core.status());
     core_ = *std::move(core);
     Register("l0", "learner");
-    const auto joined =
-        core_->Join({Caller("l0", "learner"), 0, 1, "l0:9"});
+    const auto joined = core_->Join({Caller("l0", "learner"), 0, 1, "l0:9"});
     ASSERT_OK(joined.status());
     Register("r0", "reward");
     for (const char* model : {"policy", "reference"}) {
-      ASSERT_OK(core_->Publish(
-          {Caller("l0", "learner", joined->generation.value),
-           {model, {0, 0}, Hash(model), ""},
-           "127.0.0.1:1"}));
+      ASSERT_OK(
+          core_->Publish({Caller("l0", "learner", joined->generation.value),
+                          {model, {0, 0}, Hash(model), ""},
+                          "127.0.0.1:1"}));
     }
     ASSERT_OK(core_->ReportHeld(Caller("r0", "reward"), {Hash("reference")},
                                 "127.0.0.1:2"));
@@ -144,7 +143,8 @@ TEST_F(CoreAuditTest, AThirdOneSettlesAndTheLiarIsShutOut) {
     EXPECT_EQ(Recorded(), "right");
     const std::string liar = first ? "b" : "a";
     EXPECT_THAT(Events(), HasSubstr("quarantine: unit s0.1.0: two actors "
-                                    "computed right, " + liar + " wrong"));
+                                    "computed right, " +
+                                    liar + " wrong"));
     EXPECT_THAT(core_->Lease(Actor(liar), 1).status(),
                 StatusIs(absl::StatusCode::kPermissionDenied));
     EXPECT_THAT(core_->Lease(Actor("c"), 1).status(),
@@ -249,8 +249,8 @@ TEST_F(CoreAuditTest, AUnitWhoseActorsDieIsLeasedAlone) {
     // The others were heard of meanwhile.
     ASSERT_OK(core_->ReportHeld(Caller("l0", "learner"),
                                 {Hash("policy"), Hash("reference")}, ""));
-    ASSERT_OK(core_->ReportHeld(Caller("r0", "reward"), {Hash("reference")},
-                                ""));
+    ASSERT_OK(
+        core_->ReportHeld(Caller("r0", "reward"), {Hash("reference")}, ""));
   }
   EXPECT_THAT(Events(), HasSubstr("unit suspect: unit s0.1.0"));
   Register("c", "actor");

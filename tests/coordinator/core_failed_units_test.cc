@@ -42,11 +42,11 @@ class FailedUnitsTest : public ::testing::Test {
     ASSERT_OK(
         core_->Join({Caller("learner", "learner"), 0, 1, "l:9"}).status());
     for (const char* model : {"policy", "reference"}) {
-      ASSERT_OK(core_->Publish({Caller("learner", "learner"),
-                                {model, {0, 0}, model, ""}, "l:1"}));
+      ASSERT_OK(core_->Publish(
+          {Caller("learner", "learner"), {model, {0, 0}, model, ""}, "l:1"}));
     }
-    ASSERT_OK(core_->ReportHeld(Caller("reward", "reward"), {"reference"},
-                                "r:1"));
+    ASSERT_OK(
+        core_->ReportHeld(Caller("reward", "reward"), {"reference"}, "r:1"));
     Commit();
   }
   void Commit() { ASSERT_OK(ledger_->Commit(core_->TakeRows())); }

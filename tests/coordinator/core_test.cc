@@ -63,13 +63,13 @@ class CoreTest : public ::testing::Test {
   }
   void Register(const std::string& session, const std::string& role,
                 int32_t rank = 0, int64_t generation = 0) {
-    ASSERT_OK(core_->Register({Caller(session, role, generation),
-                               "127.0.0.1:1", "", rank}));
+    ASSERT_OK(core_->Register(
+        {Caller(session, role, generation), "127.0.0.1:1", "", rank}));
   }
   absl::StatusOr<JoinReply> Join(const std::string& session, int32_t rank,
                                  int64_t generation = 0) {
-    return core_->Join({Caller(session, "learner", generation), rank, 2,
-                        session + ":9"});
+    return core_->Join(
+        {Caller(session, "learner", generation), rank, 2, session + ":9"});
   }
   void FormGroup() {
     Register("l0", "learner", 0);
@@ -144,8 +144,7 @@ TEST_F(CoreTest, AGroupSurvivesARestartOfTheCoordinator) {
   Commit();
   const CoreCaller old = Caller("l0", "learner", 1);
   Reopen();
-  const absl::Status unknown =
-      core_->GetAssignment(old).status();
+  const absl::Status unknown = core_->GetAssignment(old).status();
   EXPECT_EQ(ReasonOf(unknown), ErrorReason::kUnknownSession);
   Register("l0", "learner", 0, /*generation=*/1);
   EXPECT_EQ(ReasonOf(core_->GetAssignment(old).status()),
@@ -233,9 +232,12 @@ TEST_F(CoreTest, ForgetsStepsThatNoRestartCanNeed) {
   Register("a0", "actor");
   ASSERT_OK(core_->ReportHeld(Caller("reward", "reward"), {"r0"}, ""));
   const auto submit = [this](const UnitId& unit) {
-    return core_->Submit({Caller("a0", "actor"), unit,
+    return core_->Submit({Caller("a0", "actor"),
+                          unit,
                           absl::StrCat("weights ", unit.step - 1),
-                          unit.ToString(), unit.step - 1, {}});
+                          unit.ToString(),
+                          unit.step - 1,
+                          {}});
   };
   const CoreCaller learner = Caller("l0", "learner", 1);
   const auto commit = [&](int64_t step, const std::string& batch,
@@ -250,8 +252,8 @@ TEST_F(CoreTest, ForgetsStepsThatNoRestartCanNeed) {
   };
   std::vector<std::string> batches = {""};
   for (int64_t step = 1; step <= 7; ++step) {
-    ASSERT_OK(core_->ReportHeld(learner, {absl::StrCat("weights ", step - 1),
-                                          "r0"}, ""));
+    ASSERT_OK(core_->ReportHeld(
+        learner, {absl::StrCat("weights ", step - 1), "r0"}, ""));
     ASSERT_OK_AND_ASSIGN(auto grants, core_->Lease(Caller("a0", "actor"), 8));
     ASSERT_THAT(grants, SizeIs(2));
     for (const LeaseGrant& grant : grants) ASSERT_OK(submit(grant.unit));
@@ -260,10 +262,10 @@ TEST_F(CoreTest, ForgetsStepsThatNoRestartCanNeed) {
     batches.push_back(batch->batch_sha256);
     // Checkpoints of steps 2, 4 and 6.
     ASSERT_OK(commit(step, batches.back(), step % 2 == 0).status());
-    ASSERT_OK(core_->Publish({learner,
-                              {"policy", {0, step},
-                               absl::StrCat("weights ", step), ""},
-                              "127.0.0.1:1"}));
+    ASSERT_OK(core_->Publish(
+        {learner,
+         {"policy", {0, step}, absl::StrCat("weights ", step), ""},
+         "127.0.0.1:1"}));
     ASSERT_OK(core_->CheckInvariants());
     Commit();
   }
@@ -272,9 +274,9 @@ TEST_F(CoreTest, ForgetsStepsThatNoRestartCanNeed) {
     for (int64_t step = 1; step <= 7; ++step) {
       EXPECT_THAT(core_->SubmittedUnits(step), SizeIs(step <= 3 ? 0 : 2))
           << step;
-      EXPECT_EQ(core_->Steps(0)[static_cast<size_t>(step - 1)]
-                    .weight_hash.empty(),
-                step <= 3)
+      EXPECT_EQ(
+          core_->Steps(0)[static_cast<size_t>(step - 1)].weight_hash.empty(),
+          step <= 3)
           << step;
     }
     EXPECT_EQ(core_->committed(), 7);
@@ -326,8 +328,8 @@ TEST_F(CoreTest, LeasesExpireWithTimeAndWithTheirSession) {
     Pass(absl::Seconds(1));
     for (const char* role : {"actor", "reward"}) {
       HeartbeatEvent beat;
-      beat.caller = Caller(role == std::string("actor") ? "a1" : "reward",
-                           role);
+      beat.caller =
+          Caller(role == std::string("actor") ? "a1" : "reward", role);
       beat.held = {"r0"};
       ASSERT_OK(core_->Heartbeat(beat).status());
     }
@@ -338,10 +340,10 @@ TEST_F(CoreTest, LeasesExpireWithTimeAndWithTheirSession) {
   EXPECT_EQ(grants[0].attempt, 2);
   // The late one has lost its lease but its work is as good as any.
   SubmitEvent late{Caller("a0", "actor"), grants[0].unit, "p0", "hash", 0, {}};
-  EXPECT_THAT(core_->Submit(late), testing::IsOkAndHolds(
-                                       SubmitResult::kAccepted));
-  EXPECT_THAT(core_->Submit(late), testing::IsOkAndHolds(
-                                       SubmitResult::kDuplicate));
+  EXPECT_THAT(core_->Submit(late),
+              testing::IsOkAndHolds(SubmitResult::kAccepted));
+  EXPECT_THAT(core_->Submit(late),
+              testing::IsOkAndHolds(SubmitResult::kDuplicate));
   late.payload_sha256 = "another hash";
   EXPECT_THAT(core_->Submit(late).status(),
               StatusIs(absl::StatusCode::kDataLoss));

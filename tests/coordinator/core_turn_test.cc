@@ -88,8 +88,7 @@ class NoEffects : public EffectHandler {
  public:
   void OnEffect(CoordinatorCore&, const Effect&) override {}
   void OnTick(CoordinatorCore&) override {}
-  absl::StatusOr<std::string> MakePlaceholder(const UnitId&,
-                                              const std::string&,
+  absl::StatusOr<std::string> MakePlaceholder(const UnitId&, const std::string&,
                                               int64_t) override {
     return std::string("placeholder");
   }
@@ -193,8 +192,8 @@ std::string Trace(const std::string& point, const std::string& action,
   int status = 0;
   EXPECT_EQ(waitpid(pid, &status, 0), pid);
   // What was not passed stays armed: not for this process.
-  EXPECT_OK(Fs::Real().RemoveAll(
-      std::string(getenv("COX_FAILPOINT")).substr(1)));
+  EXPECT_OK(
+      Fs::Real().RemoveAll(std::string(getenv("COX_FAILPOINT")).substr(1)));
   return trace.substr(trace.find('|') + 1) + (WIFSIGNALED(status) ? "!" : "");
 }
 

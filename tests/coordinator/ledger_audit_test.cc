@@ -252,9 +252,8 @@ INSTANTIATE_TEST_SUITE_P(
         Damage{"GenerationUnknown", kSync,
                "UPDATE ckpt SET generation=9 WHERE stage=1 AND step=3",
                Invariant::kGenerations, "the newest is 2"},
-        Damage{"EpochDecreases", kSync,
-               "UPDATE txn SET epoch=0 WHERE number=5", Invariant::kEpochs,
-               "transaction 5: epoch 0 after 1"},
+        Damage{"EpochDecreases", kSync, "UPDATE txn SET epoch=0 WHERE number=5",
+               Invariant::kEpochs, "transaction 5: epoch 0 after 1"},
         Damage{"TransactionMissing", kSync, "DELETE FROM txn WHERE number=4",
                Invariant::kEpochs, "transaction 5: expected number 4"},
         Damage{"EventMissing", kSync, "DELETE FROM event WHERE number=2",
@@ -337,27 +336,30 @@ TEST(LedgerAuditTest, CheckpointFilesAreComparedWithRowAndStep) {
       {[](CheckpointFacts& f) { f.files = {"policy/config.json"}; },
        Invariant::kNothingDeleted}};
   for (const Case& c : cases) {
-    const AuditReport report = Audit(
-        dir.path(), [&c](const CheckpointRow& row, CheckpointFacts facts)
-                        -> absl::StatusOr<std::optional<CheckpointFacts>> {
-          if (row.stage == 1 && row.step == 2) {
-            c.change(facts);
-          }
-          return std::optional<CheckpointFacts>(facts);
-        });
+    const AuditReport report =
+        Audit(dir.path(),
+              [&c](const CheckpointRow& row, CheckpointFacts facts)
+                  -> absl::StatusOr<std::optional<CheckpointFacts>> {
+                if (row.stage == 1 && row.step == 2) {
+                  c.change(facts);
+                }
+                return std::optional<CheckpointFacts>(facts);
+              });
     EXPECT_EQ(report.of(c.invariant).violations, 1) << Describe(report);
     EXPECT_THAT(report.of(c.invariant).first, HasSubstr("ppo step 2"));
   }
   const AuditReport missing = Audit(
-      dir.path(), [](const CheckpointRow&, CheckpointFacts)
-                      -> absl::StatusOr<std::optional<CheckpointFacts>> {
+      dir.path(),
+      [](const CheckpointRow&,
+         CheckpointFacts) -> absl::StatusOr<std::optional<CheckpointFacts>> {
         return absl::NotFoundError("/c: gone");
       });
   EXPECT_EQ(missing.of(Invariant::kCheckpointFiles).violations, 3);
   EXPECT_EQ(missing.of(Invariant::kNothingDeleted).violations, 3);
   const AuditReport retained = Audit(
-      dir.path(), [](const CheckpointRow&, CheckpointFacts)
-                      -> absl::StatusOr<std::optional<CheckpointFacts>> {
+      dir.path(),
+      [](const CheckpointRow&,
+         CheckpointFacts) -> absl::StatusOr<std::optional<CheckpointFacts>> {
         return std::optional<CheckpointFacts>();
       });
   EXPECT_TRUE(retained.ok()) << Describe(retained);
@@ -390,9 +392,9 @@ TEST(LedgerReaderTest, IdsReadBack) {
   EXPECT_EQ(back, id);
   ASSERT_OK_AND_ASSIGN(const UnitId unit, ParseUnitId(id.unit.ToString()));
   EXPECT_EQ(unit, id.unit);
-  for (const char* bad : {"", "s4", "s4.1", "s4.1.2 ", "s4.01.2", "4.1.2",
-                          "s4.1.2/", "s4.1.2/3", "s4.1.2/3.4x",
-                          "s1.1.1/+1.0"}) {
+  for (const char* bad :
+       {"", "s4", "s4.1", "s4.1.2 ", "s4.01.2", "4.1.2", "s4.1.2/", "s4.1.2/3",
+        "s4.1.2/3.4x", "s1.1.1/+1.0"}) {
     EXPECT_FALSE(ParseTrajectoryId(bad).ok()) << bad;
   }
 }
@@ -404,8 +406,9 @@ TEST(PlanRecordTest, ReadsBack) {
                          ParsePlanRecord(PlanRecord(options)));
     EXPECT_EQ(PlanRecord(back), PlanRecord(options));
   }
-  for (const char* bad : {"", "{}", "[]", "{\"seed\":1,\"mode\":\"x\","
-                                         "\"stages\":[]}"}) {
+  for (const char* bad : {"", "{}", "[]",
+                          "{\"seed\":1,\"mode\":\"x\","
+                          "\"stages\":[]}"}) {
     EXPECT_THAT(ParsePlanRecord(bad), StatusIs(absl::StatusCode::kDataLoss));
   }
 }
@@ -444,8 +447,8 @@ TEST_P(SoundLedger, RetiredPayloadsAreKnownAndNeededOnesMissed) {
   EXPECT_TRUE(run.IsRetired(1, 2));
   EXPECT_FALSE(run.IsRetired(1, 3));
   // A file that is gone without a row, and one that a restart needs.
-  ASSERT_OK(Fs::Real().RemoveAll(SegmentPath(JoinPath(dir.path(), "segments"),
-                                             segment_of({1, 1, 1}))));
+  ASSERT_OK(Fs::Real().RemoveAll(
+      SegmentPath(JoinPath(dir.path(), "segments"), segment_of({1, 1, 1}))));
   EXPECT_EQ(Audit(dir.path()).of(Invariant::kNothingDeleted).violations, 1);
   retire({1, 3, 0});
   const AuditReport early = Audit(dir.path());

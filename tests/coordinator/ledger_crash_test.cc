@@ -22,9 +22,9 @@ namespace {
 constexpr int kSubsets = 16;  // of the unsynced writes, for each power cut
 constexpr char kPath[] = "/run/ledger.db";
 constexpr char kSegments[] = "/run/segments";
-constexpr int kRounds = 3;         // incarnations
-constexpr int kTransactions = 5;   // of each
-constexpr int kRowsEach = 3;       // units of a transaction
+constexpr int kRounds = 3;        // incarnations
+constexpr int kTransactions = 5;  // of each
+constexpr int kRowsEach = 3;      // units of a transaction
 
 // What the workload was told.
 struct Told {
@@ -65,8 +65,7 @@ absl::Status Work(FaultFs& fs, Told* told) {
         SegmentStore::Open(fs, {.dir = kSegments, .segment_bytes = 4000},
                            state.units, {}, ledger->last_transaction()));
     for (int i = 0; i < kTransactions; ++i) {
-      COX_RETURN_IF_ERROR(
-          CommitUnits(*ledger, *segments, told->acknowledged));
+      COX_RETURN_IF_ERROR(CommitUnits(*ledger, *segments, told->acknowledged));
       ++told->acknowledged;
     }
     if (round != 1) {  // one incarnation is killed, its log stays
@@ -103,8 +102,8 @@ void CheckRecovered(FaultFs& fs, const Told& told, const std::string& what) {
   for (const UnitRow& row : state.units) {
     ASSERT_OK_AND_ASSIGN(const std::string payload,
                          segments->Read(row.payload, row.sha256));
-    EXPECT_EQ(payload, PayloadOf(static_cast<int>(row.id.step) - 1,
-                                 row.id.index));
+    EXPECT_EQ(payload,
+              PayloadOf(static_cast<int>(row.id.step) - 1, row.id.index));
   }
   EXPECT_OK(CommitUnits(*ledger, *segments, found));
 }
@@ -147,8 +146,9 @@ TEST_F(LedgerCrash, APowerCutAtAnyOperationLosesNothingThatWasAcknowledged) {
       CounterRng rng(static_cast<uint64_t>(k * kSubsets + subset), "subset");
       disk->Crash(rng);
       vfs_.Use(disk.get());
-      CheckRecovered(*disk, told, absl::StrCat("k = ", k, ", subset ", subset,
-                                               ", ", status.ToString()));
+      CheckRecovered(*disk, told,
+                     absl::StrCat("k = ", k, ", subset ", subset, ", ",
+                                  status.ToString()));
       if (HasFailure()) return;
     }
   }

@@ -88,9 +88,8 @@ TEST_P(LedgerContract, AnOlderIncarnationCannotWrite) {
 TEST_P(LedgerContract, ATransactionIsAllOrNothing) {
   auto ledger = Open();
   ASSERT_OK(ledger->Commit({MakeUnit(1, 0, "first")}));
-  EXPECT_THAT(
-      ledger->Commit({MakeUnit(1, 1, "new"), MakeUnit(1, 0, "again")}),
-      StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(ledger->Commit({MakeUnit(1, 1, "new"), MakeUnit(1, 0, "again")}),
+              StatusIs(absl::StatusCode::kAlreadyExists));
   ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
   ASSERT_EQ(state.units.size(), 1u);
   EXPECT_EQ(state.units[0].sha256, "first");
@@ -101,8 +100,8 @@ TEST_P(LedgerContract, RowsOfOneTransactionMayNotCollideEither) {
   EXPECT_THAT(ledger->Commit({MakeUnit(1, 0, "a"), MakeUnit(1, 1, "b"),
                               MakeUnit(1, 0, "c")}),
               StatusIs(absl::StatusCode::kAlreadyExists));
-  ASSERT_OK(ledger->Commit({StageRow{0, "running", 1, {}},
-                            StageRow{0, "done", 1, {}}}));
+  ASSERT_OK(ledger->Commit(
+      {StageRow{0, "running", 1, {}}, StageRow{0, "done", 1, {}}}));
   ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
   EXPECT_TRUE(state.units.empty());
   EXPECT_EQ(state.stages.at(0).state, "done");
@@ -150,8 +149,7 @@ TEST_P(LedgerContract, StageAndMetaRowsReplaceAndCheckpointsGo) {
 
 INSTANTIATE_TEST_SUITE_P(Stores, LedgerContract, ::testing::Bool(),
                          [](const auto& c) {
-                           return std::string(c.param ? "Sqlite"
-                                                         : "Memory");
+                           return std::string(c.param ? "Sqlite" : "Memory");
                          });
 
 class Segments : public ::testing::Test {
@@ -184,8 +182,7 @@ TEST_F(Segments, PayloadsSurviveReopeningAndGarbageIsCut) {
     ASSERT_OK(store->Append("never acknowledged").status());
   }
   ASSERT_OK_AND_ASSIGN(auto store, Open());
-  EXPECT_EQ(*Fs::Real().FileSize(
-                JoinPath(dir_.path(), "segments/000001.seg")),
+  EXPECT_EQ(*Fs::Real().FileSize(JoinPath(dir_.path(), "segments/000001.seg")),
             11u);
   Add(*store, "third");
   const char* expected[] = {"first", "second", "third"};
@@ -204,8 +201,7 @@ TEST_F(Segments, RollsOverAndRemovesFilesWithoutRows) {
     ASSERT_OK(store->Sync());
   }
   ASSERT_OK_AND_ASSIGN(auto store, Open());
-  EXPECT_EQ(*Fs::Real().FileSize(
-                JoinPath(dir_.path(), "segments/000002.seg")),
+  EXPECT_EQ(*Fs::Real().FileSize(JoinPath(dir_.path(), "segments/000002.seg")),
             0u);
   Add(*store, std::string(60, 'c'));
   EXPECT_EQ(rows_.back().payload.segment, 2);
@@ -219,8 +215,8 @@ TEST_F(Segments, MissingOrDamagedBytesAreDataLoss) {
     EXPECT_THAT(store->Read(wrong.payload, Sha256Hex("other")).status(),
                 StatusIs(absl::StatusCode::kDataLoss));
   }
-  ASSERT_OK(Fs::Real().Truncate(
-      JoinPath(dir_.path(), "segments/000001.seg"), 3));
+  ASSERT_OK(
+      Fs::Real().Truncate(JoinPath(dir_.path(), "segments/000001.seg"), 3));
   EXPECT_THAT(Open().status(), StatusIs(absl::StatusCode::kDataLoss));
 }
 

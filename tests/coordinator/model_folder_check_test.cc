@@ -48,8 +48,7 @@ void Save(const std::string& dir, int64_t vocab, const Tokenizer& tokenizer) {
 class ModelFolderCheckTest : public ::testing::Test {
  protected:
   absl::Status Check(const Tokenizer* tokenizer, int64_t vocab) {
-    return CheckModelFolder(Fs::Real(), "model.init", model_, tokenizer,
-                            vocab);
+    return CheckModelFolder(Fs::Real(), "model.init", model_, tokenizer, vocab);
   }
   TempDir dir_;
   const std::string model_ = JoinPath(dir_.path(), "model");
@@ -73,9 +72,8 @@ TEST_F(ModelFolderCheckTest, NamesAFileCutShort) {
 
 TEST_F(ModelFolderCheckTest, RefusesASmallerVocabularyAndAnotherTokenizer) {
   Save(model_, 290, *tokenizer_);
-  EXPECT_THAT(Check(nullptr, 300),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("at least 300 tokens")));
+  EXPECT_THAT(Check(nullptr, 300), StatusIs(absl::StatusCode::kInvalidArgument,
+                                            HasSubstr("at least 300 tokens")));
   const auto other = Train("quite another text with other words");
   EXPECT_THAT(Check(other.get(), 280),
               StatusIs(absl::StatusCode::kInvalidArgument,

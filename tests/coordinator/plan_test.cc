@@ -128,9 +128,9 @@ TEST(RunPlanTest, RefusesUnitsThatDoNotDivideTheStep) {
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("ppo.unit_prompts")));
   options.stages = {Stage(StageKind::kEval, 1, 0, 0, 4)};
-  EXPECT_THAT(RunPlan::Create(options).status(),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("no prompts")));
+  EXPECT_THAT(
+      RunPlan::Create(options).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no prompts")));
 }
 
 }  // namespace

@@ -111,8 +111,8 @@ class Writer {
     return row;
   }
   void Publish(int64_t step) {
-    Commit({VersionRow{"policy", {kPpo, step}, Weights(kPpo, step),
-                       Manifest(kPpo, step)}});
+    Commit({VersionRow{
+        "policy", {kPpo, step}, Weights(kPpo, step), Manifest(kPpo, step)}});
   }
   UnitRow Submit(const UnitId& id, int64_t version) {
     const std::string payload = Payload(id, version);

@@ -29,9 +29,9 @@ TEST(WhyKept, LastOnesAndTheEndOfTheStage) {
   EXPECT_THAT(WhyKept({}, Rows({9, 8, 7}), 9, none),
               ElementsAre("end of the stage, last", "last", ""));
   // Never fewer than two.
-  EXPECT_THAT(WhyKept({.keep_last = 0, .best_metric = ""}, Rows({3, 2, 1}), 9,
-                      none),
-              ElementsAre("last", "last", ""));
+  EXPECT_THAT(
+      WhyKept({.keep_last = 0, .best_metric = ""}, Rows({3, 2, 1}), 9, none),
+      ElementsAre("last", "last", ""));
 }
 
 TEST(WhyKept, TheBestOnesOfEitherSense) {
@@ -49,8 +49,8 @@ TEST(WhyKept, TheBestOnesOfEitherSense) {
         return 1.0;
     }
   };
-  CheckpointRetention highest{.keep_last = 2, .keep_best = 2,
-                              .best_metric = "m"};
+  CheckpointRetention highest{
+      .keep_last = 2, .keep_best = 2, .best_metric = "m"};
   EXPECT_THAT(WhyKept(highest, Rows({6, 5, 4, 3, 2, 1}), 9, metric),
               ElementsAre("last", "last", "best m = 7", "", "best m = 7", ""));
   // Of equal ones the newer.
@@ -69,8 +69,8 @@ TEST(WhyKept, ADeletedOneWouldNeverBeAmongTheBestAgain) {
   const auto metric = [&](int64_t step) {
     return std::optional<double>(values[step]);
   };
-  const CheckpointRetention retention{.keep_last = 2, .keep_best = 3,
-                                      .best_metric = "m"};
+  const CheckpointRetention retention{
+      .keep_last = 2, .keep_best = 3, .best_metric = "m"};
   std::vector<CheckpointRow> kept;
   std::vector<CheckpointRow> all;
   for (int64_t step = 0; step < 10; ++step) {
@@ -269,8 +269,8 @@ TEST_F(RetentionTest, TheBudgetAndTheLastStepsKeepThem) {
 }
 
 TEST_F(RetentionTest, TheBestCheckpointsStay) {
-  options_.checkpoints = {.keep_last = 2, .keep_best = 1,
-                          .best_metric = "score"};
+  options_.checkpoints = {
+      .keep_last = 2, .keep_best = 1, .best_metric = "score"};
   Open();
   for (int64_t step = 1; step <= 4; ++step) Step(step, true);
   EXPECT_THAT(Checkpoints(), ElementsAre(2, 3, 4));

@@ -1,7 +1,7 @@
 #include "coordinator/scaler_service.h"
 
-#include "gtest/gtest.h"
 #include "grpcpp/create_channel.h"
+#include "gtest/gtest.h"
 #include "tests/coordinator/service_testing.h"
 
 namespace cox {

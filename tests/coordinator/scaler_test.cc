@@ -1,9 +1,8 @@
-#include "coordinator/scaler_core.h"
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "coordinator/scaler_core.h"
 #include "gtest/gtest.h"
 
 namespace cox {
@@ -109,8 +108,8 @@ struct Loop {
         ready -= 8;
         learning = learner_s;
       }
-      max_ahead = std::max(
-          max_ahead, ready + static_cast<int64_t>(busy.size()));
+      max_ahead =
+          std::max(max_ahead, ready + static_cast<int64_t>(busy.size()));
     }
   }
 };

@@ -49,9 +49,8 @@ class FakeProcesses {
     COX_RETURN_IF_ERROR(actor_->Register().status());
     COX_RETURN_IF_ERROR(reward_->Register().status());
     COX_RETURN_IF_ERROR(learner_->Register().status());
-    COX_ASSIGN_OR_RETURN(
-        auto joined,
-        learner_->JoinGroup(0, 1, "127.0.0.1:2", absl::Seconds(5)));
+    COX_ASSIGN_OR_RETURN(auto joined, learner_->JoinGroup(0, 1, "127.0.0.1:2",
+                                                          absl::Seconds(5)));
     return joined.ready() ? absl::OkStatus()
                           : absl::InternalError("not joined");
   }
@@ -110,10 +109,10 @@ class FakeProcesses {
   }
   absl::Status LearnerTurn(const cox::v1::Assignment& a) {
     for (const cox::v1::PublishOrder& order : a.publish()) {
-      COX_RETURN_IF_ERROR(Publish(order.ref().model(),
-                                  {order.ref().version().stage(),
-                                   order.ref().version().step()},
-                                  "initial weights"));
+      COX_RETURN_IF_ERROR(
+          Publish(order.ref().model(),
+                  {order.ref().version().stage(), order.ref().version().step()},
+                  "initial weights"));
     }
     if (a.kind() != cox::v1::Assignment::TRAIN ||
         a.last_committed() == a.total_steps()) {
@@ -121,11 +120,10 @@ class FakeProcesses {
     }
     const int64_t step = a.last_committed() + 1;
     if (step > 1) {
-      COX_RETURN_IF_ERROR(Publish("policy", {a.stage(), step - 1},
-                                  Weights(step - 1)));
+      COX_RETURN_IF_ERROR(
+          Publish("policy", {a.stage(), step - 1}, Weights(step - 1)));
     }
-    auto batch =
-        learner_->TakeBatch(a.stage(), step, 0, absl::ZeroDuration());
+    auto batch = learner_->TakeBatch(a.stage(), step, 0, absl::ZeroDuration());
     if (ReasonOf(batch.status()) == ErrorReason::kNotReady) {
       return absl::OkStatus();
     }
@@ -165,8 +163,7 @@ class FakeProcesses {
         COX_ASSIGN_OR_RETURN(const SubmitOutcome outcome,
                              Submit(unit, Generate(unit)));
         // The last unit of collect ends its stage: its copy comes too late.
-        if (outcome != expected &&
-            outcome != SubmitOutcome::kAlreadyConsumed) {
+        if (outcome != expected && outcome != SubmitOutcome::kAlreadyConsumed) {
           return absl::InternalError("unexpected outcome of a submit");
         }
       }
@@ -182,9 +179,7 @@ class FakeProcesses {
     }
     return reward_->Heartbeat(beat).status();
   }
-  const cox::v1::CommitStepRequest& last_commit() const {
-    return last_commit_;
-  }
+  const cox::v1::CommitStepRequest& last_commit() const { return last_commit_; }
 
  private:
   static std::string Weights(int64_t step) {
@@ -210,8 +205,7 @@ class FakeProcesses {
 
 TEST_F(ServiceTest, CollectAndPpoRunToTheEndAcrossARestart) {
   Start();
-  FakeProcesses processes(Client("actor"), Client("reward"),
-                          Client("learner"));
+  FakeProcesses processes(Client("actor"), Client("reward"), Client("learner"));
   ASSERT_OK(processes.Join());
   ASSERT_OK(processes.Drive(/*stop_after_step=*/1));
   const std::string run_id = coordinator_->run_id();
@@ -240,17 +234,15 @@ TEST_F(ServiceTest, CollectAndPpoRunToTheEndAcrossARestart) {
   ASSERT_OK_AND_ASSIGN(auto events, viewer->Events(0, 1000));
   EXPECT_GT(events.events_size(), 0);
 
-  ASSERT_OK_AND_ASSIGN(
-      std::string lines,
-      Fs::Real().ReadAll(JoinPath(RunDir(), "metrics.jsonl")));
+  ASSERT_OK_AND_ASSIGN(std::string lines,
+                       Fs::Real().ReadAll(JoinPath(RunDir(), "metrics.jsonl")));
   EXPECT_THAT(lines, HasSubstr("\"objective/kl\":1,"));
   ASSERT_OK_AND_ASSIGN(
       std::string comparisons,
       Fs::Real().ReadAll(JoinPath(RunDir(), "comparisons.jsonl")));
   EXPECT_THAT(comparisons, HasSubstr("\"ranking\":[1,2]"));
-  ASSERT_OK_AND_ASSIGN(
-      std::string samples,
-      Fs::Real().ReadAll(JoinPath(RunDir(), "samples.jsonl")));
+  ASSERT_OK_AND_ASSIGN(std::string samples,
+                       Fs::Real().ReadAll(JoinPath(RunDir(), "samples.jsonl")));
   EXPECT_THAT(samples, HasSubstr("\"step\":2"));
   EXPECT_TRUE(Fs::Real().Exists(JoinPath(RunDir(), "report.html")));
   ASSERT_OK_AND_ASSIGN(FetchedFile file,
@@ -281,16 +273,15 @@ TEST_F(ServiceTest, CollectAndPpoRunToTheEndAcrossARestart) {
 
 TEST_F(ServiceTest, UnitsThatAreNotWhatWasLeasedAreRefused) {
   Start();
-  FakeProcesses processes(Client("actor"), Client("reward"),
-                          Client("learner"));
+  FakeProcesses processes(Client("actor"), Client("reward"), Client("learner"));
   ASSERT_OK(processes.Join());
   ASSERT_OK_AND_ASSIGN(
       auto a, processes.learner().GetAssignment(0, absl::ZeroDuration()));
   EXPECT_EQ(a.kind(), cox::v1::Assignment::SERVE);
   ASSERT_OK(processes.LearnerTurn(a));
   ASSERT_OK(processes.RewardTurn());
-  ASSERT_OK_AND_ASSIGN(
-      auto lease, processes.actor().LeaseUnits(1, absl::Seconds(5)));
+  ASSERT_OK_AND_ASSIGN(auto lease,
+                       processes.actor().LeaseUnits(1, absl::Seconds(5)));
   ASSERT_EQ(lease.units_size(), 1);
   const cox::v1::LeasedUnit& unit = lease.units(0);
   EXPECT_TRUE(unit.score().gold());
@@ -328,8 +319,7 @@ TEST_F(ServiceTest, UnitsThatAreNotWhatWasLeasedAreRefused) {
 
 TEST_F(ServiceTest, PeopleMayLabel) {
   Start({"stages=[collect]", "collect.labeller=file"});
-  FakeProcesses processes(Client("actor"), Client("reward"),
-                          Client("learner"));
+  FakeProcesses processes(Client("actor"), Client("reward"), Client("learner"));
   ASSERT_OK(processes.Join());
   for (int i = 0; i < 3; ++i) {
     ASSERT_OK_AND_ASSIGN(
@@ -349,36 +339,33 @@ TEST_F(ServiceTest, PeopleMayLabel) {
     absl::StrAppend(&labels, "{\"prompt_id\": ", (1u << 20) | place,
                     ", \"ranking\": [2, 1]}\n");
   }
-  ASSERT_OK(WriteFileDurably(Fs::Real(), JoinPath(RunDir(), "labels.jsonl"),
-                             labels));
+  ASSERT_OK(
+      WriteFileDurably(Fs::Real(), JoinPath(RunDir(), "labels.jsonl"), labels));
   // The long poll ends when the stage does.
   ASSERT_OK_AND_ASSIGN(
       auto before, processes.actor().GetAssignment(0, absl::ZeroDuration()));
-  ASSERT_OK_AND_ASSIGN(auto after, processes.actor().GetAssignment(
-                                       before.kind() ==
-                                               cox::v1::Assignment::DONE
-                                           ? 0
-                                           : before.serial(),
-                                       absl::Seconds(20)));
+  ASSERT_OK_AND_ASSIGN(
+      auto after,
+      processes.actor().GetAssignment(
+          before.kind() == cox::v1::Assignment::DONE ? 0 : before.serial(),
+          absl::Seconds(20)));
   EXPECT_EQ(after.kind(), cox::v1::Assignment::DONE);
-  EXPECT_TRUE(
-      Fs::Real().Exists(JoinPath(RunDir(), "comparisons.jsonl")));
+  EXPECT_TRUE(Fs::Real().Exists(JoinPath(RunDir(), "comparisons.jsonl")));
 }
 
 TEST_F(ServiceTest, AnotherConfigurationIsRefusedWithItsDifferences) {
   Start();
   coordinator_.reset();
-  EXPECT_THAT(TryStart({"ppo.kl_coef=0.25"}).status(),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("ppo.kl_coef")));
+  EXPECT_THAT(
+      TryStart({"ppo.kl_coef=0.25"}).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("ppo.kl_coef")));
   // What may change does not stop anybody.
   ASSERT_OK(TryStart({"limits.lease_s=20"}).status());
 }
 
 TEST_F(ServiceTest, ALongPromptIsAnErrorWithItsPlace) {
-  Write("prompts.jsonl",
-        "{\"prompt\": \"short\"}\n{\"prompt\": \"" + std::string(200, 'x') +
-            "yz\"}\n");
+  Write("prompts.jsonl", "{\"prompt\": \"short\"}\n{\"prompt\": \"" +
+                             std::string(200, 'x') + "yz\"}\n");
   EXPECT_THAT(TryStart({"generation.max_prompt_tokens=2"}).status(),
               StatusIs(absl::StatusCode::kInvalidArgument,
                        HasSubstr("prompts.jsonl:")));
@@ -392,9 +379,8 @@ TEST_F(ServiceTest, APortInUseIsAUsageError) {
   const std::string address = coordinator_->address();
   const int port = std::stoi(address.substr(address.rfind(':') + 1));
   ASSERT_OK_AND_ASSIGN(cox::v1::RunConfig config, Config());
-  ASSERT_OK_AND_ASSIGN(
-      PreparedRun run,
-      PrepareRun(Fs::Real(), config, dir_.Join("other-run")));
+  ASSERT_OK_AND_ASSIGN(PreparedRun run,
+                       PrepareRun(Fs::Real(), config, dir_.Join("other-run")));
   CoordinatorOptions options;
   options.port = port;
   EXPECT_THAT(
@@ -422,8 +408,7 @@ TEST_F(ServiceTest, StrangersAndOtherRolesAreRefused) {
 
 TEST_F(ServiceTest, PauseKeepsUnitsBackAndStopDrains) {
   Start();
-  FakeProcesses processes(Client("actor"), Client("reward"),
-                          Client("learner"));
+  FakeProcesses processes(Client("actor"), Client("reward"), Client("learner"));
   ASSERT_OK(processes.Join());
   auto op = Operator();
   ASSERT_OK(op->Pause().status());
@@ -431,8 +416,8 @@ TEST_F(ServiceTest, PauseKeepsUnitsBackAndStopDrains) {
       auto a, processes.learner().GetAssignment(0, absl::ZeroDuration()));
   ASSERT_OK(processes.LearnerTurn(a));
   ASSERT_OK(processes.RewardTurn());
-  ASSERT_OK_AND_ASSIGN(
-      auto lease, processes.actor().LeaseUnits(1, absl::ZeroDuration()));
+  ASSERT_OK_AND_ASSIGN(auto lease,
+                       processes.actor().LeaseUnits(1, absl::ZeroDuration()));
   EXPECT_EQ(lease.units_size(), 0);
   ASSERT_OK(op->Resume().status());
   ASSERT_OK_AND_ASSIGN(lease,
@@ -450,14 +435,13 @@ TEST_F(ServiceTest, PauseKeepsUnitsBackAndStopDrains) {
 
 TEST_F(ServiceTest, AKlCoefficientBeginsAtAStepBorderAndIsRecorded) {
   Start({"ppo.steps=5"});
-  FakeProcesses processes(Client("actor"), Client("reward"),
-                          Client("learner"));
+  FakeProcesses processes(Client("actor"), Client("reward"), Client("learner"));
   ASSERT_OK(processes.Join());
   ASSERT_OK(processes.Drive(/*stop_after_step=*/1));
   auto op = Operator();
-  EXPECT_THAT(op->SetKlCoef(-1).status(),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("at least 0")));
+  EXPECT_THAT(
+      op->SetKlCoef(-1).status(),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at least 0")));
   // A rank may have the batch of step 2 by now.
   ASSERT_OK_AND_ASSIGN(const int64_t step, op->SetKlCoef(0.3));
   EXPECT_EQ(step, 3);
@@ -507,18 +491,17 @@ TEST_F(ServiceTest, ATracedCallContinuesTheCallersTrace) {
 
 TEST_F(ServiceTest, AWatcherSeesTheTargetWhenItIsPublished) {
   Start();
-  FakeProcesses processes(Client("actor"), Client("reward"),
-                          Client("learner"));
+  FakeProcesses processes(Client("actor"), Client("reward"), Client("learner"));
   ASSERT_OK(processes.Join());
   ASSERT_OK_AND_ASSIGN(
       auto a, processes.learner().GetAssignment(0, absl::ZeroDuration()));
   ASSERT_OK(processes.LearnerTurn(a));
   std::string seen;
-  ASSERT_OK(processes.actor().WatchVersions(
-      "policy", [&](const VersionSource& source) {
-        seen = source.content_hash;
-        return false;
-      }));
+  ASSERT_OK(processes.actor().WatchVersions("policy",
+                                            [&](const VersionSource& source) {
+                                              seen = source.content_hash;
+                                              return false;
+                                            }));
   EXPECT_EQ(seen, Sha256Hex("initial weights"));
 }
 

@@ -59,8 +59,7 @@ inline TraceFacts CheckTrace(const std::string& path) {
       EXPECT_EQ(trace.size(), 32u) << event;
       EXPECT_TRUE(process.contains(pid)) << "a process without a name";
       facts.processes[trace].insert(process[pid]);
-      facts.names[trace].insert(process[pid] + ": " +
-                                event.value("name", ""));
+      facts.names[trace].insert(process[pid] + ": " + event.value("name", ""));
     } else {
       EXPECT_TRUE(phase == "s" || phase == "t") << event;
       const std::string id = event.value("id", "");
@@ -76,10 +75,9 @@ inline TraceFacts CheckTrace(const std::string& path) {
     }
   }
   for (auto& [row, spans] : rows) {
-    std::sort(spans.begin(), spans.end(),
-              [](const Interval& a, const Interval& b) {
-                return a.begin < b.begin;
-              });
+    std::sort(
+        spans.begin(), spans.end(),
+        [](const Interval& a, const Interval& b) { return a.begin < b.begin; });
     for (size_t i = 1; i < spans.size(); ++i) {
       // Microseconds since 1970 in a double have a quarter of one.
       EXPECT_LE(spans[i - 1].end, spans[i].begin + 0.5)

@@ -92,9 +92,9 @@ TEST(TraceCollectorTest, RefusesWhatIsNoSpan) {
   Spans spans;
   *spans.Add() = Span("generate", 1, 1, 1);
   spans.Mutable(0)->set_trace_id("xyz");
-  EXPECT_THAT(collector->Add("actor-0", spans),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("hex digits")));
+  EXPECT_THAT(
+      collector->Add("actor-0", spans),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("hex digits")));
   *spans.Mutable(0) = Span(std::string(65, 'x'), 1, 1, 1);
   EXPECT_THAT(collector->Add("actor-0", spans),
               StatusIs(absl::StatusCode::kInvalidArgument));
@@ -102,9 +102,9 @@ TEST(TraceCollectorTest, RefusesWhatIsNoSpan) {
   for (int i = 0; i <= kMaxSpansPerBeat; ++i) {
     *spans.Add() = Span("x", 1, 1, 1);
   }
-  EXPECT_THAT(collector->Add("actor-0", spans),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("at most 2000")));
+  EXPECT_THAT(
+      collector->Add("actor-0", spans),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("at most 2000")));
 }
 
 }  // namespace

@@ -138,8 +138,7 @@ TEST_F(WalCheck, TheLedgerOpensWithEverythingOrNotAtAll) {
     const size_t from = i % 3 == 0 ? LastTransaction() : 0;
     const size_t at = from + rng.NextBelow(wal.size() - from);
     std::string damaged = wal;
-    damaged[at] =
-        static_cast<char>(damaged[at] ^ (1 << rng.NextBelow(8)));
+    damaged[at] = static_cast<char>(damaged[at] ^ (1 << rng.NextBelow(8)));
     const auto state = Open(damaged);
     if (!state.ok()) {
       EXPECT_THAT(state.status(), StatusIs(absl::StatusCode::kDataLoss)) << at;
@@ -197,8 +196,8 @@ TEST_F(WalCheck, ALogThatIsGoneIsTold) {
   TempDir dir;
   const std::string segments = JoinPath(dir.path(), "segments");
   {
-    ASSERT_OK_AND_ASSIGN(auto store, SegmentStore::Open(
-                                         Fs::Real(), {.dir = segments}, {}));
+    ASSERT_OK_AND_ASSIGN(auto store,
+                         SegmentStore::Open(Fs::Real(), {.dir = segments}, {}));
     for (int t = 0; t < kTransactions; ++t) {
       ASSERT_OK(store->Append(absl::StrCat("payload ", t)).status());
       ASSERT_OK(store->Sync(t));  // before the row: t of them are committed
@@ -207,12 +206,12 @@ TEST_F(WalCheck, ALogThatIsGoneIsTold) {
   ASSERT_OK_AND_ASSIGN(const LedgerState none, Open(""));
   EXPECT_THAT(none.units, IsEmpty());
   const auto before = Fs::Real().List(segments);
-  EXPECT_THAT(SegmentStore::Open(Fs::Real(), {.dir = segments}, none.units, {},
-                                 last_)
-                  .status(),
-              StatusIs(absl::StatusCode::kDataLoss,
-                       HasSubstr("transaction 11 was committed, the ledger "
-                                 "ends with 0")));
+  EXPECT_THAT(
+      SegmentStore::Open(Fs::Real(), {.dir = segments}, none.units, {}, last_)
+          .status(),
+      StatusIs(absl::StatusCode::kDataLoss,
+               HasSubstr("transaction 11 was committed, the ledger "
+                         "ends with 0")));
   EXPECT_EQ(*Fs::Real().List(segments), *before) << "nothing is deleted";
   ASSERT_OK_AND_ASSIGN(const LedgerState whole, Open(killed().wal));
   EXPECT_OK(SegmentStore::Open(Fs::Real(), {.dir = segments}, {}, {}, last_)

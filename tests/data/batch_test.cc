@@ -241,8 +241,7 @@ TEST_F(EncoderDecoderRowsTest, OnlyTheAnswerAndItsEndAreTargets) {
   ASSERT_OK_AND_ASSIGN(const std::vector<SftExample> rows,
                        TokenizeSft(dataset, Bytes(), EncdecOptions(6)));
   EXPECT_EQ(rows[0].instruction_ids, Ids("do"));
-  EXPECT_EQ(rows[0].ids,
-            Concat(Concat({kStart}, Ids("itok")), {kEnd}));
+  EXPECT_EQ(rows[0].ids, Concat(Concat({kStart}, Ids("itok")), {kEnd}));
   EXPECT_EQ(rows[0].prompt_length, 3);
   EXPECT_EQ(rows[1].instruction_ids, Ids("do"));
   EXPECT_EQ(rows[1].ids, Concat(Concat({kStart}, Ids("ok")), {kEnd}));
@@ -260,9 +259,9 @@ TEST_F(EncoderDecoderRowsTest, TextHasTheEmptyInstruction) {
 
 TEST_F(EncoderDecoderRowsTest, WhatIsTooLongIsAnErrorWithItsPlace) {
   const auto sft = [](const std::string& row) {
-    return TokenizeSft(MakeDataset({R"({"prompt": "a", "completion": "b"})",
-                                    row}),
-                       Bytes(), EncdecOptions(6))
+    return TokenizeSft(
+               MakeDataset({R"({"prompt": "a", "completion": "b"})", row}),
+               Bytes(), EncdecOptions(6))
         .status();
   };
   EXPECT_THAT(sft(R"({"instruction": "abcdef", "completion": "b"})"),

@@ -22,10 +22,9 @@ using Json = nlohmann::json;
 
 std::string ReadFile(const std::string& name) {
   const char* const root = std::getenv("COX_SOURCE_DIR");
-  const std::string path =
-      JoinPath(JoinPath(root != nullptr ? root : ".",
-                        "tests/data/chat_templates"),
-               name);
+  const std::string path = JoinPath(
+      JoinPath(root != nullptr ? root : ".", "tests/data/chat_templates"),
+      name);
   absl::StatusOr<std::string> text = Fs::Real().ReadAll(path);
   EXPECT_OK(text);
   return text.value_or("");
@@ -62,9 +61,7 @@ TEST(ReadChatTemplateTest, TakesTheFormsThatFoldersUse) {
   EXPECT_EQ(plain->template_text, "t");
   EXPECT_EQ(plain->bos_token, "");
   EXPECT_EQ(plain->eos_token, "</s>");
-  ASSERT_OK_AND_ASSIGN(
-      const auto named,
-      ReadChatTemplate(R"({"chat_template": [
+  ASSERT_OK_AND_ASSIGN(const auto named, ReadChatTemplate(R"({"chat_template": [
           {"name": "tool_use", "template": "a"},
           {"name": "default", "template": "b"}]})"));
   EXPECT_EQ(named->template_text, "b");
@@ -73,15 +70,14 @@ TEST(ReadChatTemplateTest, TakesTheFormsThatFoldersUse) {
 }
 
 TEST(ReadChatTemplateTest, ErrorsSayWhatIsExpected) {
-  for (const auto& [text, message] :
-       std::map<std::string, std::string>{
+  for (const auto& [text, message] : std::map<std::string, std::string>{
            {"[]", "not a JSON object"},
            {R"({"chat_template": 3})", "expected a text"},
            {R"({"chat_template": []})", "expected a text"},
            {R"({"chat_template": "t", "eos_token": 2})", "eos_token"}}) {
-    EXPECT_THAT(ReadChatTemplate(text),
-                StatusIs(absl::StatusCode::kInvalidArgument,
-                         HasSubstr(message)));
+    EXPECT_THAT(
+        ReadChatTemplate(text),
+        StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(message)));
   }
 }
 

@@ -42,8 +42,8 @@ TEST(ParseRowTest, KeepsTheValues) {
 }
 
 TEST(ParseRowTest, AnInstructionWithItsContextStandsForThePrompt) {
-  ASSERT_OK_AND_ASSIGN(
-      Row row, ParseRow(R"({"instruction": "i", "completion": "c"})"));
+  ASSERT_OK_AND_ASSIGN(Row row,
+                       ParseRow(R"({"instruction": "i", "completion": "c"})"));
   EXPECT_EQ(row.kind, RowKind::kCompletion);
   EXPECT_EQ(row.instruction, "i");
   EXPECT_EQ(row.prompt, "");

@@ -70,9 +70,12 @@ TEST(StopScannerTest, CutsDoNotMatter) {
       EXPECT_EQ(out, text);
     } else {
       EXPECT_TRUE(text.starts_with(out)) << text;
-      EXPECT_TRUE(std::ranges::any_of(stops, [&](const std::string& stop) {
-        return text.substr(out.size()).starts_with(stop);
-      })) << text << " " << out;
+      EXPECT_TRUE(std::ranges::any_of(
+          stops,
+          [&](const std::string& stop) {
+            return text.substr(out.size()).starts_with(stop);
+          }))
+          << text << " " << out;
     }
   }
 }

@@ -45,8 +45,7 @@ TEST(FakeEngineTest, GradientMatchesFiniteDifferences) {
                         gradient->entropies.resize(out.logprobs.size());
                         for (size_t i = 0; i < out.logprobs.size(); ++i) {
                           gradient->logprobs[i] = 1.0f + static_cast<float>(i);
-                          gradient->entropies[i] =
-                              0.5f * gradient->logprobs[i];
+                          gradient->entropies[i] = 0.5f * gradient->logprobs[i];
                         }
                         return absl::OkStatus();
                       })
@@ -75,12 +74,12 @@ TEST(FakeEngineTest, PolicyGradientLearnsABandit) {
   for (int step = 0; step < 300; ++step) {
     engine->ZeroGradients();
     ASSERT_TRUE(engine
-                    ->AccumulateLogprobs(batch, 1.0, false,
-                                         [](const LogprobOutput&,
-                                            LogprobGradient* gradient) {
-                                           gradient->logprobs[0] = -1.0f;
-                                           return absl::OkStatus();
-                                         })
+                    ->AccumulateLogprobs(
+                        batch, 1.0, false,
+                        [](const LogprobOutput&, LogprobGradient* gradient) {
+                          gradient->logprobs[0] = -1.0f;
+                          return absl::OkStatus();
+                        })
                     .ok());
     for (size_t i = 0; i < engine->Parameters().size(); ++i) {
       engine->Parameters()[i] -= 0.1f * engine->Gradients()[i];

@@ -80,7 +80,8 @@ TEST(ModelConfigTest, KeepsEveryKindOfRopeScaling) {
     return Parsed(R"({"model_type": "qwen2", "vocab_size": 11,
       "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
       "num_attention_heads": 2, "max_position_embeddings": 64,
-      "rope_scaling": )" + rope + "}");
+      "rope_scaling": )" +
+                  rope + "}");
   };
   for (const char* rope :
        {R"({"rope_type": "linear", "factor": 4.0})",
@@ -121,10 +122,11 @@ TEST(ModelConfigTest, OneLabelMeansScalarHead) {
       Replace(kGpt2, "GPT2LMHeadModel", "GPT2ForSequenceClassification");
   // transformers means two labels when it writes none.
   EXPECT_THAT(ErrorOf(scalar), HasSubstr("num_labels"));
-  ModelConfig config = Parsed(
-      Replace(scalar, "{\"model_type\"", "{\"num_labels\": 1, "
-              "\"cox_reward_gain\": 2.5, \"cox_reward_bias\": -1.0, "
-              "\"model_type\""));
+  ModelConfig config =
+      Parsed(Replace(scalar, "{\"model_type\"",
+                     "{\"num_labels\": 1, "
+                     "\"cox_reward_gain\": 2.5, \"cox_reward_bias\": -1.0, "
+                     "\"model_type\""));
   EXPECT_EQ(config.head, HeadKind::kScalar);
   EXPECT_DOUBLE_EQ(config.reward_gain, 2.5);
   EXPECT_EQ(ParameterShapes(config).back().first, "score.weight");
@@ -157,9 +159,9 @@ TEST(ModelConfigTest, ErrorsNameKeyExpectedAndFound) {
                               "\"num_key_value_heads\": 2, "
                               "\"head_dim\": 3")),
               HasSubstr("head_dim: expected an even number"));
-  EXPECT_THAT(ErrorOf(Replace(kGpt2, "\"eos_token_id\": 7",
-                              "\"eos_token_id\": 11")),
-              HasSubstr("eos_token_id"));
+  EXPECT_THAT(
+      ErrorOf(Replace(kGpt2, "\"eos_token_id\": 7", "\"eos_token_id\": 11")),
+      HasSubstr("eos_token_id"));
 }
 
 TEST(ParameterShapesTest, FollowsTheFillOrder) {
@@ -207,8 +209,8 @@ TEST(ParameterShapesTest, Qwen2HasQkvBiasesAndQwen3HeadNorms) {
 }
 
 TEST(InitializeParametersTest, HasTheStatedScales) {
-  ModelConfig config = Parsed(Replace(kGpt2, "\"vocab_size\": 11",
-                                      "\"vocab_size\": 4000"));
+  ModelConfig config =
+      Parsed(Replace(kGpt2, "\"vocab_size\": 11", "\"vocab_size\": 4000"));
   Manifest layout = ParameterLayout(config, "policy");
   std::vector<float> values(layout.arena_bytes / sizeof(float));
   InitializeParameters(config, 3, values);

@@ -50,8 +50,7 @@ TEST(TokenBatchTest, NamesWhatIsWrong) {
 TEST(TokenBatchTest, ScalarHeadsNeedNoScoredMask) {
   TokenBatch batch = Good();
   batch.scored.clear();
-  EXPECT_TRUE(
-      batch.Validate(FakeModelConfig(8, 4, HeadKind::kScalar)).ok());
+  EXPECT_TRUE(batch.Validate(FakeModelConfig(8, 4, HeadKind::kScalar)).ok());
 }
 
 TEST(TokenBatchTest, LearnedPositionsBoundTheLength) {

@@ -70,9 +70,8 @@ inline void RunBlock(int threads,
   HostBlock::Shared shared(threads);
   std::vector<Thread> all;
   for (int r = 0; r < threads; ++r) {
-    all.emplace_back("block", [&shared, &body, r] {
-      body(HostBlock(&shared, r));
-    });
+    all.emplace_back("block",
+                     [&shared, &body, r] { body(HostBlock(&shared, r)); });
   }
 }
 

@@ -86,8 +86,8 @@ TEST(RotateAndCacheTest, WritesOnlyItsSlotAndPosition) {
   const auto rotated = [&](const std::vector<float>& x, int64_t head,
                            int64_t d) {
     const int64_t half = kDim / 2;
-    const float turned = d < half ? -x[head * kDim + d + half]
-                                  : x[head * kDim + d - half];
+    const float turned =
+        d < half ? -x[head * kDim + d + half] : x[head * kDim + d - half];
     return x[head * kDim + d] * cos[d] + turned * sin[d];
   };
   for (int64_t h = 0; h < kHeads; ++h) {
@@ -140,15 +140,15 @@ TEST(AttendHeadTest, MatchesTheFormulaInBothTypes) {
                           v16 = Rounded(values);
   std::vector<Bf16> out16(kDim);
   RunBlock(3, [&](const HostBlock& block) {
-    AttendHead(block, AttendArgs<float>{q.data(), keys.data(), values.data(),
-                                        length, kDim, scale, scores.data(),
-                                        out.data()});
+    AttendHead(block,
+               AttendArgs<float>{q.data(), keys.data(), values.data(), length,
+                                 kDim, scale, scores.data(), out.data()});
   });
   for (int64_t d = 0; d < kDim; ++d) EXPECT_NEAR(out[d], wide[d], 1e-6);
   RunBlock(3, [&](const HostBlock& block) {
-    AttendHead(block, AttendArgs<Bf16>{q16.data(), k16.data(), v16.data(),
-                                       length, kDim, scale, scores.data(),
-                                       out16.data()});
+    AttendHead(block,
+               AttendArgs<Bf16>{q16.data(), k16.data(), v16.data(), length,
+                                kDim, scale, scores.data(), out16.data()});
   });
   for (int64_t d = 0; d < kDim; ++d) {
     EXPECT_NEAR(ToFloat(out16[d]), narrow[d], 0.01);

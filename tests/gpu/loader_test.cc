@@ -32,12 +32,11 @@ TEST(LoadGpuTest, LoadsOrSaysInOneLineWhatIsMissing) {
 }
 
 TEST(OpenGpuPluginTest, RefusesWhatIsNoPlugin) {
-  EXPECT_THAT(OpenGpuPlugin("/no/such/libcox_gpu.so"),
-              StatusIs(absl::StatusCode::kNotFound,
-                       HasSubstr("libcox_gpu.so")));
+  EXPECT_THAT(
+      OpenGpuPlugin("/no/such/libcox_gpu.so"),
+      StatusIs(absl::StatusCode::kNotFound, HasSubstr("libcox_gpu.so")));
   EXPECT_THAT(OpenGpuPlugin("libc.so.6"),
-              StatusIs(absl::StatusCode::kNotFound,
-                       HasSubstr("cox_gpu_api")));
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("cox_gpu_api")));
 }
 
 // The plugin was built and needs LibTorch's CUDA half; nothing else does.

@@ -19,8 +19,7 @@ Sampled SampleOn(int threads, const std::vector<float>& logits,
   args.vocab = static_cast<int64_t>(logits.size());
   std::vector<Sampled> out(static_cast<size_t>(threads));
   RunBlock(threads, [&](const HostBlock& block) {
-    out[static_cast<size_t>(block.rank())] =
-        Sample(block, logits.data(), args);
+    out[static_cast<size_t>(block.rank())] = Sample(block, logits.data(), args);
   });
   for (const Sampled& other : out) {
     EXPECT_EQ(other.token, out[0].token);  // all threads agree
@@ -56,8 +55,8 @@ TEST(UniformTest, HasTheBitsOfTheCounterGenerator) {
 
 TEST(FloatKeyTest, OrdersFloats) {
   const float inf = std::numeric_limits<float>::infinity();
-  const std::vector<float> ascending = {-inf, -3e38f, -1.0f, -1e-45f, 0.0f,
-                                        1e-45f, 2.0f, 3e38f, inf};
+  const std::vector<float> ascending = {-inf,   -3e38f, -1.0f, -1e-45f, 0.0f,
+                                        1e-45f, 2.0f,   3e38f, inf};
   for (size_t i = 1; i < ascending.size(); ++i) {
     EXPECT_LT(FloatKey(ascending[i - 1]), FloatKey(ascending[i]));
   }
@@ -77,7 +76,9 @@ TEST(SampleTest, DrawsTheTokensOfTheHostSampler) {
     for (int64_t top_k : {0, 1, 5, 1000}) {
       for (double top_p : {1.0, 0.9, 0.3}) {
         for (double min_p : {0.0, 0.1}) {
-          cases.push_back({{.temperature = 0.7, .top_k = top_k, .top_p = top_p,
+          cases.push_back({{.temperature = 0.7,
+                            .top_k = top_k,
+                            .top_p = top_p,
                             .min_p = min_p},
                            grid});
         }

@@ -1,7 +1,6 @@
-#include "cli/k8s_render.h"
-
 #include <functional>
 
+#include "cli/k8s_render.h"
 #include "gmock/gmock.h"
 #include "lib/config/config.h"
 #include "lib/rpc/certificates.h"
@@ -129,9 +128,9 @@ TEST(K8sRenderTest, ImagesAndDevices) {
   };
   EXPECT_EQ(container("Deployment", "actor")["image"],
             "r.example/coxswain-gpu:v1");
-  EXPECT_EQ(container("Deployment", "actor")["resources"]["limits"]
-                     ["nvidia.com/gpu"],
-            1);
+  EXPECT_EQ(
+      container("Deployment", "actor")["resources"]["limits"]["nvidia.com/gpu"],
+      1);
   EXPECT_EQ(container("StatefulSet", "coordinator")["image"],
             "r.example/coxswain-coordinator:v1");
 }
@@ -158,9 +157,9 @@ TEST(K8sRenderTest, CertificatesAndHostVolumes) {
 }
 
 TEST(K8sRenderTest, RefusesWhatCannotRun) {
-  EXPECT_THAT(Render({"name=Not_A_Label"}),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("Not_A_Label")));
+  EXPECT_THAT(
+      Render({"name=Not_A_Label"}),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("Not_A_Label")));
   EXPECT_THAT(
       Render({"checkpoint.dir=/home/me"}),
       StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("/checkpoints")));
@@ -177,10 +176,9 @@ TEST(K8sCheckTest, FindsWhatIsBroken) {
     const char* says;
   };
   const auto pod = [](K8sObject& object) -> K8sObject& {
-    return object["kind"] == "JobSet"
-               ? object["spec"]["replicatedJobs"][0]["template"]["spec"]
-                       ["template"]
-               : object["spec"]["template"];
+    return object["kind"] == "JobSet" ? object["spec"]["replicatedJobs"][0]
+                                              ["template"]["spec"]["template"]
+                                      : object["spec"]["template"];
   };
   const Case cases[] = {
       {"JobSet", "learner",
@@ -200,7 +198,9 @@ TEST(K8sCheckTest, FindsWhatIsBroken) {
        },
        "failurePolicy.rules"},
       {"Deployment", "actor",
-       [&](K8sObject& o) { pod(o)["metadata"]["labels"]["cox.dev/role"] = "x"; },
+       [&](K8sObject& o) {
+         pod(o)["metadata"]["labels"]["cox.dev/role"] = "x";
+       },
        "spec.selector does not match"},
       {"Deployment", "reward",
        [&](K8sObject& o) { pod(o)["spec"]["volumes"].erase(0); },
@@ -214,7 +214,7 @@ TEST(K8sCheckTest, FindsWhatIsBroken) {
       {"StatefulSet", "coordinator",
        [&](K8sObject& o) {
          pod(o)["spec"]["containers"][0]["securityContext"]
-              ["readOnlyRootFilesystem"] = false;
+               ["readOnlyRootFilesystem"] = false;
        },
        "readOnlyRootFilesystem true"},
       {"StatefulSet", "coordinator",
@@ -231,8 +231,7 @@ TEST(K8sCheckTest, FindsWhatIsBroken) {
        },
        "matches no pod template"},
       {"Service", "coordinator",
-       [](K8sObject& o) { o["metadata"].erase("name"); },
-       "metadata.name"},
+       [](K8sObject& o) { o["metadata"].erase("name"); }, "metadata.name"},
   };
   for (const Case& c : cases) {
     std::vector<K8sObject> objects = *good;
@@ -242,8 +241,7 @@ TEST(K8sCheckTest, FindsWhatIsBroken) {
         break;
       }
     }
-    EXPECT_THAT(CheckObjects(objects),
-                ::testing::Contains(HasSubstr(c.says)))
+    EXPECT_THAT(CheckObjects(objects), ::testing::Contains(HasSubstr(c.says)))
         << c.kind << " " << c.name;
   }
   std::vector<K8sObject> twice = *good;

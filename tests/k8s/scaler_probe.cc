@@ -35,8 +35,7 @@ int Probe(const std::string& address, const std::string& server_name,
   grpc::ChannelArguments arguments;
   arguments.SetSslTargetNameOverride(server_name);
   const auto stub = externalscaler::ExternalScaler::NewStub(
-      grpc::CreateCustomChannel(address, grpc::SslCredentials(tls),
-                                arguments));
+      grpc::CreateCustomChannel(address, grpc::SslCredentials(tls), arguments));
   const absl::Time until = absl::Now() + absl::Seconds(seconds);
   do {
     externalscaler::ScaledObjectRef object;
@@ -59,8 +58,9 @@ int Probe(const std::string& address, const std::string& server_name,
       // The coordinator may be on its way back.
       if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return 1;
     } else {
-      std::printf("%d %lld\n", active.result() ? 1 : 0,
-                  static_cast<long long>(metrics.metricvalues(0).metricvalue()));
+      std::printf(
+          "%d %lld\n", active.result() ? 1 : 0,
+          static_cast<long long>(metrics.metricvalues(0).metricvalue()));
       std::fflush(stdout);
     }
     if (absl::Now() >= until) break;

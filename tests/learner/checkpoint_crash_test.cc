@@ -157,15 +157,13 @@ TEST_F(CheckpointCrash, OnlyWhatNoRowCanNameIsSwept) {
     ASSERT_OK(fs->MakeDirs(folder + name));
   }
   // Another run's folder.
-  ASSERT_OK_AND_ASSIGN(auto swept,
-                       SweepCheckpoints(*fs, folder, "other run", 6,
-                                        {"step_000007.g4"}, false));
+  ASSERT_OK_AND_ASSIGN(auto swept, SweepCheckpoints(*fs, folder, "other run", 6,
+                                                    {"step_000007.g4"}, false));
   EXPECT_EQ(swept, std::vector<std::string>{"step_000001.g1.removed"});
-  ASSERT_OK_AND_ASSIGN(swept, SweepCheckpoints(*fs, folder, "r", 6,
-                                               {"step_000007.g4"}, true));
-  EXPECT_EQ(swept, (std::vector<std::string>{
-                       "step_000007.g3", "step_000007.g5",
-                       "step_000009.g4.tmp"}));
+  ASSERT_OK_AND_ASSIGN(
+      swept, SweepCheckpoints(*fs, folder, "r", 6, {"step_000007.g4"}, true));
+  EXPECT_EQ(swept, (std::vector<std::string>{"step_000007.g3", "step_000007.g5",
+                                             "step_000009.g4.tmp"}));
   EXPECT_EQ(*fs->List(folder),
             (std::vector<std::string>{"notes", "step_000007.g4",
                                       "step_000007.g6", "step_000009.g6.tmp"}));
@@ -183,8 +181,8 @@ TEST_F(CheckpointCrash, AFlippedBitAnywhereIsFound) {
     COX_CHECK(file.ok() && (*file)->Append(bytes).ok());
   };
   CounterRng rng(1, "flips");
-  const int64_t each = testing::FlipCount(4000) /
-                       static_cast<int64_t>(manifest.files.size());
+  const int64_t each =
+      testing::FlipCount(4000) / static_cast<int64_t>(manifest.files.size());
   for (const SavedFile& file : manifest.files) {
     const std::string path = JoinPath(kDirectory, file.name);
     ASSERT_OK_AND_ASSIGN(const std::string good, fs->ReadAll(path));
@@ -227,10 +225,9 @@ TEST_F(CheckpointCrash, AFlippedBitInAChunkOrManifestIsRefused) {
             std::string(chunk), rng.NextBelow(8 * chunk.size()));
         EXPECT_THAT(assembler->AddChunk(at, bad, hash),
                     testing::StatusIs(absl::StatusCode::kDataLoss));
-        EXPECT_THAT(
-            assembler->AddChunk(
-                at, chunk, testing::Flipped(hash, rng.NextBelow(128))),
-            testing::StatusIs(absl::StatusCode::kDataLoss));
+        EXPECT_THAT(assembler->AddChunk(
+                        at, chunk, testing::Flipped(hash, rng.NextBelow(128))),
+                    testing::StatusIs(absl::StatusCode::kDataLoss));
       }
       EXPECT_OK(assembler->AddChunk(at, chunk, hash));
     }
@@ -238,10 +235,9 @@ TEST_F(CheckpointCrash, AFlippedBitInAChunkOrManifestIsRefused) {
     const absl::StatusOr<Manifest> flipped = Manifest::FromCanonicalText(
         testing::Flipped(manifest, testing::FlipPlace(rng, n, manifest.size(),
                                                       manifest.size())));
-    EXPECT_FALSE(flipped.ok() &&
-                 SnapshotAssembler::Create(*flipped, policy_->content_hash,
-                                           1 << 20)
-                     .ok());
+    EXPECT_FALSE(flipped.ok() && SnapshotAssembler::Create(
+                                     *flipped, policy_->content_hash, 1 << 20)
+                                     .ok());
     if (HasFailure()) return;
   }
 }

@@ -11,9 +11,9 @@
 namespace cox {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::StatusIs;
 using testing::StatusIsWith;
-using ::testing::HasSubstr;
 
 class CheckpointTest : public ::testing::Test {
  protected:
@@ -59,10 +59,9 @@ TEST_F(CheckpointTest, GivesBackTheSameWeightsAndState) {
   EXPECT_EQ(manifest.identity.weight_hash, policy_->content_hash);
   EXPECT_EQ(manifest.StateSha256(), written.state_sha256);
   for (const StageModel& model : contents_.models) {
-    ASSERT_OK_AND_ASSIGN(
-        const auto loaded,
-        LoadModel(fs_, JoinPath(directory_, model.folder),
-                  model.snapshot->manifest.model));
+    ASSERT_OK_AND_ASSIGN(const auto loaded,
+                         LoadModel(fs_, JoinPath(directory_, model.folder),
+                                   model.snapshot->manifest.model));
     EXPECT_EQ(loaded->content_hash, model.snapshot->content_hash);
   }
   ASSERT_OK_AND_ASSIGN(const std::string state,
@@ -76,9 +75,8 @@ TEST_F(CheckpointTest, OutlivesAPowerLossWithItsFolders) {
     ASSERT_OK(fs.MakeDirs("/run"));
     ASSERT_OK(fs.SyncDir("/"));
     const std::string directory = "/run/checkpoints/4/step_000007.g3";
-    ASSERT_OK_AND_ASSIGN(
-        const WrittenCheckpoint written,
-        WriteCheckpoint(fs, directory, identity_, contents_));
+    ASSERT_OK_AND_ASSIGN(const WrittenCheckpoint written,
+                         WriteCheckpoint(fs, directory, identity_, contents_));
     CounterRng rng(seed, "crash");
     fs.Crash(rng);
     EXPECT_OK(VerifyCheckpoint(fs, directory, written.manifest_sha256));
@@ -120,9 +118,9 @@ TEST_F(CheckpointTest, DamageToAnyFileIsFoundAndNamed) {
 TEST_F(CheckpointTest, AFileThatIsNotInTheManifestIsFound) {
   ASSERT_OK(Write());
   ASSERT_OK(WriteFileDurably(fs_, directory_ + "/policy/extra.bin", "x"));
-  EXPECT_THAT(VerifyCheckpoint(fs_, directory_, ""),
-              StatusIsWith(absl::StatusCode::kDataLoss,
-                           HasSubstr("policy/extra.bin")));
+  EXPECT_THAT(
+      VerifyCheckpoint(fs_, directory_, ""),
+      StatusIsWith(absl::StatusCode::kDataLoss, HasSubstr("policy/extra.bin")));
 }
 
 TEST_F(CheckpointTest, EqualStatesHaveEqualHashesInEveryGeneration) {
@@ -205,8 +203,7 @@ class RecordingFs : public Fs {
   absl::Status MakeDirs(const std::string& path, int mode) override {
     return Fs::Real().MakeDirs(path, mode);
   }
-  absl::Status Rename(const std::string& from,
-                      const std::string& to) override {
+  absl::Status Rename(const std::string& from, const std::string& to) override {
     log.push_back("rename " + BaseName(to));
     return Fs::Real().Rename(from, to);
   }

@@ -15,8 +15,7 @@ constexpr char kFolder[] = "/run/checkpoints/4";
 
 CheckpointJob JobOf(int64_t step, int64_t generation = 1) {
   CheckpointJob job;
-  job.directory =
-      absl::StrCat(kFolder, "/step_00000", step, ".g", generation);
+  job.directory = absl::StrCat(kFolder, "/step_00000", step, ".g", generation);
   job.identity = {.run_id = "r",
                   .config_hash = "c",
                   .stage = 4,
@@ -58,9 +57,8 @@ TEST_F(CheckpointWriterTest, EveryOperationMayFail) {
   ASSERT_GT(operations, 10);
   const CheckpointJob job = JobOf(7);
   int64_t failures = 0;
-  for (const absl::Status& error :
-       {absl::ResourceExhaustedError("disk full"),
-        absl::InternalError("I/O error")}) {
+  for (const absl::Status& error : {absl::ResourceExhaustedError("disk full"),
+                                    absl::InternalError("I/O error")}) {
     for (const bool sticky : {false, true}) {
       for (int64_t k = 1; k <= operations; ++k) {
         const auto fs = DiskWithStep6(&manifest6);
@@ -78,8 +76,8 @@ TEST_F(CheckpointWriterTest, EveryOperationMayFail) {
         fs->Crash(rng);
         EXPECT_OK(VerifyCheckpoint(*fs, JobOf(6).directory, manifest6)) << k;
         if (written.ok()) {  // the failure was one that costs nothing
-          EXPECT_OK(VerifyCheckpoint(*fs, job.directory,
-                                     written->manifest_sha256))
+          EXPECT_OK(
+              VerifyCheckpoint(*fs, job.directory, written->manifest_sha256))
               << k;
         } else if (fs->Exists(job.directory)) {
           EXPECT_OK(VerifyCheckpoint(*fs, job.directory, "")) << k;

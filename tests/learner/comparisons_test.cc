@@ -7,9 +7,9 @@
 namespace cox {
 namespace {
 
-using testing::StatusIsWith;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using testing::StatusIsWith;
 
 ComparisonOptions Options() {
   ComparisonOptions options;
@@ -47,9 +47,9 @@ TEST(ComparisonsTest, ReadsLabelledRows) {
   EXPECT_THAT(rows[0].desirable, ElementsAre(1));
   EXPECT_THAT(rows[1].desirable, ElementsAre(0));
   const auto error = [](const char* row, const char* words) {
-    EXPECT_THAT(ParseLabelledRows("k.jsonl", row, Options()),
-                StatusIsWith(absl::StatusCode::kInvalidArgument,
-                             HasSubstr(words)));
+    EXPECT_THAT(
+        ParseLabelledRows("k.jsonl", row, Options()),
+        StatusIsWith(absl::StatusCode::kInvalidArgument, HasSubstr(words)));
   };
   error(R"({"prompt_ids":[1],"completion_ids":[4],"label":1})",
         "k.jsonl:1: 'label'");
@@ -75,9 +75,8 @@ TEST(ComparisonsTest, ThePromptIsTheInstructionOfAnEncoderDecoder) {
 TEST(ComparisonsTest, AnEncoderDecodersContextFollowsTheStartToken) {
   ComparisonOptions options = Options();
   options.start = 7;
-  const char* row =
-      R"({"instruction_ids":[1,2],"prompt_ids":[7,5],)"
-      R"("response_ids":[[3],[4]],"ranking":[1,2]})";
+  const char* row = R"({"instruction_ids":[1,2],"prompt_ids":[7,5],)"
+                    R"("response_ids":[[3],[4]],"ranking":[1,2]})";
   ASSERT_OK_AND_ASSIGN(const auto rows,
                        ParseComparisons("c.jsonl", row, options));
   EXPECT_THAT(rows[0].completions[1].ids, ElementsAre(7, 5, 4));
@@ -93,8 +92,7 @@ TEST(ComparisonsTest, AnEncoderDecodersPairsAsText) {
   BpeOptions bpe;
   bpe.vocab_size = 257;
   bpe.texts = {"x"};
-  ASSERT_OK_AND_ASSIGN(const auto tokenizer,
-                       Tokenizer::TrainByteLevelBpe(bpe));
+  ASSERT_OK_AND_ASSIGN(const auto tokenizer, Tokenizer::TrainByteLevelBpe(bpe));
   ComparisonOptions options;
   options.tokenizer = tokenizer.get();
   options.vocab_size = 257;
@@ -117,22 +115,20 @@ TEST(ComparisonsTest, AnEncoderDecodersPairsAsText) {
   EXPECT_EQ(chosen.first_target, 2);
   // No prompt: the empty instruction.
   EXPECT_THAT(rows[1].completions[0].instruction_ids, ElementsAre(0));
-  EXPECT_THAT(
-      ParseComparisons("c.jsonl",
-                       R"({"instruction":"do","chosen":"abcdef",)"
-                       R"("rejected":"b"})",
-                       options),
-      StatusIsWith(absl::StatusCode::kInvalidArgument,
-                   HasSubstr("have 8 tokens, the model takes 6")));
+  EXPECT_THAT(ParseComparisons("c.jsonl",
+                               R"({"instruction":"do","chosen":"abcdef",)"
+                               R"("rejected":"b"})",
+                               options),
+              StatusIsWith(absl::StatusCode::kInvalidArgument,
+                           HasSubstr("have 8 tokens, the model takes 6")));
 }
 
 TEST(ComparisonsTest, ErrorsNameFileAndLine) {
   const auto expect = [](std::string_view jsonl, std::string_view what) {
-    EXPECT_THAT(
-        ParseComparisons("c.jsonl", jsonl, Options()),
-        StatusIsWith(absl::StatusCode::kInvalidArgument,
-                     ::testing::AllOf(HasSubstr("c.jsonl"),
-                                      HasSubstr(std::string(what)))));
+    EXPECT_THAT(ParseComparisons("c.jsonl", jsonl, Options()),
+                StatusIsWith(absl::StatusCode::kInvalidArgument,
+                             ::testing::AllOf(HasSubstr("c.jsonl"),
+                                              HasSubstr(std::string(what)))));
   };
   expect("\n{\"prompt_ids\":[1]", ":2: expected a JSON object");
   expect(R"({"prompt_ids":[1],"response_ids":[[2],[3]],"ranking":[1]})",

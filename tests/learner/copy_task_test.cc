@@ -73,9 +73,8 @@ absl::StatusOr<testing::RankParts> MakeCopyLm(Collective& group) {
   options.total_steps = kSteps;
   options.heldout_every = 0;
   options.optimizer = testing::TestOptimizer(5e-3);
-  COX_ASSIGN_OR_RETURN(parts.trainer,
-                       MakeLmTrainer(options, *parts.policy, group,
-                                     *parts.source, {}));
+  COX_ASSIGN_OR_RETURN(parts.trainer, MakeLmTrainer(options, *parts.policy,
+                                                    group, *parts.source, {}));
   return parts;
 }
 
@@ -83,8 +82,8 @@ TEST(CopyTaskTest, TheAnswerRepeatsAnInstructionNeverSeen) {
   ASSERT_OK(InitTorch(EngineOptions()));
   ASSERT_OK_AND_ASSIGN(
       const testing::RunOutcome run,
-      testing::RunSteps(1, MakeCopyLm, [](int64_t) { return BatchInput(); },
-                        1, kSteps));
+      testing::RunSteps(
+          1, MakeCopyLm, [](int64_t) { return BatchInput(); }, 1, kSteps));
   // The first loss is that of guessing among 16 tokens: ln 16 = 2.77.
   EXPECT_NEAR(run.results.front().metrics.at("loss/lm"), 2.77, 0.1);
   ASSERT_OK_AND_ASSIGN(
@@ -102,20 +101,18 @@ TEST(CopyTaskTest, TheAnswerRepeatsAnInstructionNeverSeen) {
   request.max_new_tokens = 7;
   request.sampling.temperature = 0;
   request.sampling.eos_ids = {kStart};
-  ASSERT_OK_AND_ASSIGN(const GenerateResult result,
-                       engine->Generate(request));
+  ASSERT_OK_AND_ASSIGN(const GenerateResult result, engine->Generate(request));
   int64_t right = 0, all = 0;
   for (size_t p = 0; p < request.prompts.size(); ++p) {
     std::vector<int32_t> expected = request.instructions[p];
     expected.push_back(kStart);
     all += static_cast<int64_t>(expected.size());
-    for (size_t t = 0;
-         t < std::min(expected.size(), result.tokens[p].size()); ++t) {
+    for (size_t t = 0; t < std::min(expected.size(), result.tokens[p].size());
+         ++t) {
       right += result.tokens[p][t] == expected[t] ? 1 : 0;
     }
   }
-  const double accuracy =
-      static_cast<double>(right) / static_cast<double>(all);
+  const double accuracy = static_cast<double>(right) / static_cast<double>(all);
   EXPECT_GT(accuracy, 0.99);
   RecordProperty("accuracy", absl::StrCat(accuracy));
 }

@@ -168,11 +168,10 @@ testing::MakeRank MakePpo(bool device) {
     options.value_optimizer = testing::TestOptimizer(0.02);
     options.controller = *KlController::Fixed(0.1);
     options.total_steps = 4;
-    COX_ASSIGN_OR_RETURN(
-        parts.trainer,
-        MakePpoTrainer(options, {.policy = parts.policy.get(),
-                                 .critic = parts.critic.get(),
-                                 .group = &group}));
+    COX_ASSIGN_OR_RETURN(parts.trainer,
+                         MakePpoTrainer(options, {.policy = parts.policy.get(),
+                                                  .critic = parts.critic.get(),
+                                                  .group = &group}));
     return parts;
   };
 }

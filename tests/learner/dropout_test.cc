@@ -74,8 +74,7 @@ class NotingEngine final : public TrainEngine {
     seen_.rates.insert(batch.dropout);
     for (size_t b = 0; b < batch.dropout_keys.size(); ++b) {
       const auto begin =
-          batch.ids.begin() +
-          static_cast<std::ptrdiff_t>(b) * batch.length;
+          batch.ids.begin() + static_cast<std::ptrdiff_t>(b) * batch.length;
       seen_.rows[batch.dropout_keys[b]].emplace_back(begin,
                                                      begin + batch.lengths[b]);
     }
@@ -88,8 +87,7 @@ class NotingEngine final : public TrainEngine {
   std::unique_ptr<TrainEngine> engine_ = MakeFakeTrainEngine();
 };
 
-absl::StatusOr<std::unique_ptr<TrainEngine>> Noting(Seen& seen,
-                                                    HeadKind head) {
+absl::StatusOr<std::unique_ptr<TrainEngine>> Noting(Seen& seen, HeadKind head) {
   auto engine = std::make_unique<NotingEngine>(seen);
   COX_ASSIGN_OR_RETURN(auto snapshot,
                        FakeSnapshot(FakeModelConfig(8, 8, head), "policy", 1));
@@ -112,8 +110,7 @@ testing::MakeRank MakeLm(Seen& seen, double rate, int64_t micro_batch,
                          uint64_t seed = 7, int32_t stage = 2) {
   return [=, &seen](Collective& group) -> absl::StatusOr<RankParts> {
     RankParts parts;
-    COX_ASSIGN_OR_RETURN(parts.policy,
-                         Noting(seen, HeadKind::kLanguageModel));
+    COX_ASSIGN_OR_RETURN(parts.policy, Noting(seen, HeadKind::kLanguageModel));
     parts.source = MakeExampleSource(Texts(10), 5, "sft/2");
     LmOptions options;
     options.batch = 6;
@@ -121,9 +118,9 @@ testing::MakeRank MakeLm(Seen& seen, double rate, int64_t micro_batch,
     options.total_steps = 9;
     options.optimizer = testing::TestOptimizer(0.01);
     options.dropout = {rate, seed, stage};
-    COX_ASSIGN_OR_RETURN(parts.trainer,
-                         MakeLmTrainer(options, *parts.policy, group,
-                                       *parts.source, Texts(3)));
+    COX_ASSIGN_OR_RETURN(
+        parts.trainer,
+        MakeLmTrainer(options, *parts.policy, group, *parts.source, Texts(3)));
     return parts;
   };
 }
@@ -151,9 +148,8 @@ testing::MakeRank MakeRm(Seen& seen, double rate, int64_t micro_batch) {
       first += row.ranks.size();
     }
     data.demonstrations = Texts(3);
-    COX_ASSIGN_OR_RETURN(parts.trainer,
-                         MakeRmTrainer(options, *parts.policy, group,
-                                       std::move(data)));
+    COX_ASSIGN_OR_RETURN(parts.trainer, MakeRmTrainer(options, *parts.policy,
+                                                      group, std::move(data)));
     return parts;
   };
 }
@@ -205,8 +201,7 @@ TEST(LearnerDropoutTest, RanksAndMicroBatchesGiveEverySequenceTheSameKey) {
 TEST(LearnerDropoutTest, SeedAndStageChangeEveryKey) {
   const auto keys = [](uint64_t seed, int32_t stage) {
     Seen seen;
-    EXPECT_OK(
-        RunSteps(1, MakeLm(seen, 0.25, 0, seed, stage), NoInput, 1, 3));
+    EXPECT_OK(RunSteps(1, MakeLm(seen, 0.25, 0, seed, stage), NoInput, 1, 3));
     std::set<uint64_t> out;
     for (const auto& [key, rows] : seen.rows) out.insert(key);
     return out;
@@ -221,9 +216,8 @@ TEST(LearnerDropoutTest, AResumedRunDrawsTheSameKeys) {
   Seen whole;
   ASSERT_OK(RunSteps(1, MakeLm(whole, 0.25, 0), NoInput, 1, 4));
   Seen parts;
-  ASSERT_OK_AND_ASSIGN(
-      const testing::RunOutcome half,
-      RunSteps(1, MakeLm(parts, 0.25, 0), NoInput, 1, 2));
+  ASSERT_OK_AND_ASSIGN(const testing::RunOutcome half,
+                       RunSteps(1, MakeLm(parts, 0.25, 0), NoInput, 1, 2));
   ASSERT_OK(RunSteps(2, MakeLm(parts, 0.25, 0), NoInput, 3, 4,
                      testing::RestoreFrom(half)));
   EXPECT_EQ(parts.rows, whole.rows);

@@ -92,11 +92,11 @@ class FakeRun final : public v1::RunService::Service,
     }
     const int64_t seen = request->caller().generation();
     joined_changed_.NotifyAll();
-    response->set_ready(joined_changed_.WaitFor(
-        mutex_, absl::Milliseconds(request->wait_ms()),
-        [this, seen]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-          return generation_ > seen && joined_.empty();
-        }));
+    response->set_ready(
+        joined_changed_.WaitFor(mutex_, absl::Milliseconds(request->wait_ms()),
+                                [this, seen]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+                                  return generation_ > seen && joined_.empty();
+                                }));
     response->set_generation(generation_);
     response->set_rendezvous("127.0.0.1:9");
     return grpc::Status::OK;
@@ -149,9 +149,8 @@ class FakeRun final : public v1::RunService::Service,
                                ErrorReason::kStaleGeneration));
     }
     const auto [row, fresh] = commits.try_emplace(request->step(), *request);
-    if (!fresh &&
-        (row->second.weight_hash() != request->weight_hash() ||
-         row->second.batch_sha256() != request->batch_sha256())) {
+    if (!fresh && (row->second.weight_hash() != request->weight_hash() ||
+                   row->second.batch_sha256() != request->batch_sha256())) {
       return ToGrpc(absl::DataLossError("replayed with another hash"));
     }
     replayed += fresh ? 0 : 1;
@@ -176,9 +175,8 @@ class FakeRun final : public v1::RunService::Service,
                                const v1::BeginCheckpointRequest* request,
                                v1::BeginCheckpointResponse* response) override {
     MutexLock lock(&mutex_);
-    response->set_directory(
-        absl::StrCat(dir_, "/ppo/step_00000", request->step(), ".g",
-                     generation_));
+    response->set_directory(absl::StrCat(dir_, "/ppo/step_00000",
+                                         request->step(), ".g", generation_));
     return grpc::Status::OK;
   }
   grpc::Status CommitCheckpoint(
@@ -191,8 +189,7 @@ class FakeRun final : public v1::RunService::Service,
     checkpointed.push_back(step);
     checkpoints[step] = request->checkpoint();
     if (checkpoints.size() > 1) {
-      response->add_delete_directories(
-          checkpoints.begin()->second.directory());
+      response->add_delete_directories(checkpoints.begin()->second.directory());
       checkpoints.erase(checkpoints.begin());
     }
     response->add_delete_directories("/not/ours");
@@ -347,8 +344,8 @@ TEST(LearnerTest, ARestartedGroupReplaysAndEndsWithTheSameWeights) {
     // step 4 is lost.
     broken.refuse_step = 4;
     for (const absl::Status& status : RunGroup(broken, world)) {
-      EXPECT_THAT(status, testing::StatusIs(
-                              absl::StatusCode::kFailedPrecondition));
+      EXPECT_THAT(status,
+                  testing::StatusIs(absl::StatusCode::kFailedPrecondition));
     }
     ASSERT_EQ(broken.commits.size(), 3u);
     const int kept = broken.checkpoints.contains(2) ? 2 : 0;
@@ -378,10 +375,10 @@ TEST(LearnerTest, ADamagedCheckpointIsNeverLoaded) {
   ASSERT_OK_AND_ASSIGN(std::string bytes, Fs::Real().ReadAll(file));
   bytes[bytes.size() - 5] = static_cast<char>(bytes[bytes.size() - 5] ^ 4);
   ASSERT_OK(WriteFileDurably(Fs::Real(), file, bytes));
-  EXPECT_THAT(RunGroup(run, 1)[0],
-              testing::StatusIsWith(
-                  absl::StatusCode::kDataLoss,
-                  ::testing::HasSubstr("critic/model.safetensors")));
+  EXPECT_THAT(
+      RunGroup(run, 1)[0],
+      testing::StatusIsWith(absl::StatusCode::kDataLoss,
+                            ::testing::HasSubstr("critic/model.safetensors")));
 }
 
 TEST(LearnerTest, GoesOnWithoutCheckpointsForAsManyStepsAsItMay) {

@@ -32,10 +32,10 @@ using MakeRank = std::function<absl::StatusOr<RankParts>(Collective& group)>;
 using MakeInput = std::function<BatchInput(int64_t step)>;
 
 struct RunOutcome {
-  std::vector<StepResult> results;        // per step, of rank 0
-  std::vector<float> policy;              // parameters at the end
+  std::vector<StepResult> results;  // per step, of rank 0
+  std::vector<float> policy;        // parameters at the end
   std::vector<float> critic;
-  std::string state;                      // SaveState
+  std::string state;  // SaveState
   std::string weight_hash;
 };
 

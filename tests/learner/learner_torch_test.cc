@@ -64,8 +64,7 @@ std::vector<Sequence> Texts(int32_t count) {
 MakeRank TinyLm(double lr, int64_t micro_batch = 0, double dropout = 0) {
   return [=](Collective& group) -> absl::StatusOr<RankParts> {
     RankParts parts;
-    COX_ASSIGN_OR_RETURN(parts.policy,
-                         TinyEngine(HeadKind::kLanguageModel, 3));
+    COX_ASSIGN_OR_RETURN(parts.policy, TinyEngine(HeadKind::kLanguageModel, 3));
     parts.source = MakeExampleSource(Texts(12), 1, "text");
     LmOptions options;
     options.batch = 7;  // shards of 2, 2, 2 and 1
@@ -75,9 +74,9 @@ MakeRank TinyLm(double lr, int64_t micro_batch = 0, double dropout = 0) {
     options.dropout = {dropout, /*seed=*/6, /*stage=*/1};
     options.optimizer = testing::TestOptimizer(lr);
     options.optimizer.max_grad_norm = 0.1;
-    COX_ASSIGN_OR_RETURN(parts.trainer,
-                         MakeLmTrainer(options, *parts.policy, group,
-                                       *parts.source, Texts(5)));
+    COX_ASSIGN_OR_RETURN(
+        parts.trainer,
+        MakeLmTrainer(options, *parts.policy, group, *parts.source, Texts(5)));
     return parts;
   };
 }
@@ -102,9 +101,8 @@ MakeRank TinyRm(double dropout = 0) {
     }
     data.heldout.assign(data.train.begin(), data.train.begin() + 5);
     data.demonstrations = Texts(7);
-    COX_ASSIGN_OR_RETURN(parts.trainer,
-                         MakeRmTrainer(options, *parts.policy, group,
-                                       std::move(data)));
+    COX_ASSIGN_OR_RETURN(parts.trainer, MakeRmTrainer(options, *parts.policy,
+                                                      group, std::move(data)));
     return parts;
   };
 }
@@ -135,19 +133,17 @@ PpoOptions EverythingInPpo() {
 MakeRank TinyPpo(double target_kl) {
   return [=](Collective& group) -> absl::StatusOr<RankParts> {
     RankParts parts;
-    COX_ASSIGN_OR_RETURN(parts.policy,
-                         TinyEngine(HeadKind::kLanguageModel, 3));
+    COX_ASSIGN_OR_RETURN(parts.policy, TinyEngine(HeadKind::kLanguageModel, 3));
     COX_ASSIGN_OR_RETURN(parts.critic, TinyEngine(HeadKind::kScalar, 4));
     parts.source = MakeExampleSource(Texts(12), 5, "ptx");
     PpoOptions options = EverythingInPpo();
     options.target_kl = target_kl;
-    COX_ASSIGN_OR_RETURN(
-        parts.trainer,
-        MakePpoTrainer(options, {.policy = parts.policy.get(),
-                                 .critic = parts.critic.get(),
-                                 .group = &group,
-                                 .ptx = parts.source.get(),
-                                 .heldout = Texts(6)}));
+    COX_ASSIGN_OR_RETURN(parts.trainer,
+                         MakePpoTrainer(options, {.policy = parts.policy.get(),
+                                                  .critic = parts.critic.get(),
+                                                  .group = &group,
+                                                  .ptx = parts.source.get(),
+                                                  .heldout = Texts(6)}));
     return parts;
   };
 }
@@ -260,9 +256,9 @@ TEST_F(LearnerTorchTest, EqualRunsAndResumedRunsAreEqualBitForBit) {
   ASSERT_OK_AND_ASSIGN(const RunOutcome half,
                        RunSteps(1, TinyLm(0.001), NoInput, 1, 2));
   // With the number of ranks changed on the way.
-  ASSERT_OK_AND_ASSIGN(const RunOutcome rest,
-                       RunSteps(2, TinyLm(0.001), NoInput, 3, 4,
-                                testing::RestoreFrom(half)));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome rest,
+      RunSteps(2, TinyLm(0.001), NoInput, 3, 4, testing::RestoreFrom(half)));
   EXPECT_EQ(rest.weight_hash, whole.weight_hash);
   EXPECT_EQ(rest.state, whole.state);
 }

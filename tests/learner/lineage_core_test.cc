@@ -42,12 +42,11 @@ TEST(LineageCore, ATextStageTrainsCheckpointsAndCommits) {
 }
 
 TEST(LineageCore, AVersionIsPublishedOnlyAfterItsStep) {
-  EXPECT_EQ(Walk(LineageCore({.total_steps = 2,
-                              .checkpoint_every = 10,
-                              .has_batches = true},
-                             0)),
-            "publish0 take1 train1 commit1 publish1 take2 train2 checkpoint2 "
-            "commit2+c retain2 done2");
+  EXPECT_EQ(
+      Walk(LineageCore(
+          {.total_steps = 2, .checkpoint_every = 10, .has_batches = true}, 0)),
+      "publish0 take1 train1 commit1 publish1 take2 train2 checkpoint2 "
+      "commit2+c retain2 done2");
 }
 
 TEST(LineageCore, AResumedStagePublishesWhatOpenUnitsMayNeed) {
@@ -70,10 +69,8 @@ TEST(LineageCore, OtherRanksFollowTheVerdict) {
 }
 
 TEST(LineageCore, ACheckpointBesideIsCommittedWhenItIsWritten) {
-  LineageCore core({.total_steps = 3,
-                    .checkpoint_every = 1,
-                    .checkpoint_beside = true},
-                   0);
+  LineageCore core(
+      {.total_steps = 3, .checkpoint_every = 1, .checkpoint_beside = true}, 0);
   const auto does = [&core](const char* expected) {
     const LineageAction action = core.Next();
     EXPECT_EQ(Name(action), expected);
@@ -109,10 +106,8 @@ TEST(LineageCore, ACheckpointBesideIsCommittedWhenItIsWritten) {
 }
 
 TEST(LineageCore, ACheckpointThatFailsIsLeftOut) {
-  LineageCore core({.total_steps = 3,
-                    .checkpoint_every = 1,
-                    .checkpoint_beside = true},
-                   0);
+  LineageCore core(
+      {.total_steps = 3, .checkpoint_every = 1, .checkpoint_beside = true}, 0);
   for (int i = 0; i < 3; ++i) {
     core.OnDone(core.Next());
   }

@@ -70,9 +70,8 @@ TEST(LmTrainerTest, OtherSumsChangeNoMoreThanRounding) {
                        RunSteps(1, MakeLm(5, 0, 3), NoInput, 1, 3));
   // Three ranks own no subtrees of the shards.
   for (const auto& [world, micro] : {std::pair{3, 1}, {2, 2}}) {
-    ASSERT_OK_AND_ASSIGN(
-        const RunOutcome many,
-        RunSteps(world, MakeLm(5, micro, 3), NoInput, 1, 3));
+    ASSERT_OK_AND_ASSIGN(const RunOutcome many,
+                         RunSteps(world, MakeLm(5, micro, 3), NoInput, 1, 3));
     EXPECT_LE(RelativeDistance(many.policy, one.policy), 1e-6) << world;
     for (size_t i = 0; i < 3; ++i) {
       EXPECT_EQ(many.results[i].batch_sha256, one.results[i].batch_sha256);
@@ -111,9 +110,9 @@ TEST(LmTrainerTest, StepsTakeTheDataAndTheScheduleFromTheirBeginning) {
     options.optimizer = testing::TestOptimizer(0.5);
     options.optimizer.schedule.kind = LrKind::kLinear;
     options.optimizer.schedule.total = 4;
-    COX_ASSIGN_OR_RETURN(parts.trainer,
-                         MakeLmTrainer(options, *parts.policy, group,
-                                       *parts.source, {}));
+    COX_ASSIGN_OR_RETURN(
+        parts.trainer,
+        MakeLmTrainer(options, *parts.policy, group, *parts.source, {}));
     return parts;
   };
   ASSERT_OK_AND_ASSIGN(const RunOutcome run, RunSteps(1, make, NoInput, 1, 4));
@@ -140,9 +139,9 @@ TEST(LmTrainerTest, AResumedRunIsTheContinuousOneBitForBit) {
                        RunSteps(2, MakeLm(5, 2, 6), NoInput, 1, 6));
   ASSERT_OK_AND_ASSIGN(const RunOutcome half,
                        RunSteps(2, MakeLm(5, 2, 6), NoInput, 1, 3));
-  ASSERT_OK_AND_ASSIGN(const RunOutcome rest,
-                       RunSteps(2, MakeLm(5, 2, 6), NoInput, 4, 6,
-                                testing::RestoreFrom(half)));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome rest,
+      RunSteps(2, MakeLm(5, 2, 6), NoInput, 4, 6, testing::RestoreFrom(half)));
   EXPECT_EQ(rest.weight_hash, whole.weight_hash);
   EXPECT_EQ(rest.state, whole.state);
   for (size_t i = 0; i < 3; ++i) {
@@ -160,8 +159,8 @@ TEST(LmTrainerTest, MeasuresHeldOutTextAtTheFirstAndTheLastStep) {
   // Before training close to uniform over 8 tokens: ln 8.
   EXPECT_NEAR(first, std::log(8.0), 0.05);
   EXPECT_LT(last, 1.2);
-  EXPECT_NEAR(run.results.back().metrics.at("text/heldout_ppl"),
-              std::exp(last), 1e-9);
+  EXPECT_NEAR(run.results.back().metrics.at("text/heldout_ppl"), std::exp(last),
+              1e-9);
   testing::ExpectRegistered(run.results);
 }
 

@@ -30,9 +30,8 @@ TEST(FlatOptimizerTest, ClipsByTheNormOfTheSumOverRanks) {
         auto engine = MakeEngine();
         // 3 on one rank and 4 on the other, on different parameters: norm 5.
         engine->Gradients()[rank] = rank == 0 ? 3.0f : 4.0f;
-        auto optimizer =
-            FlatOptimizer::Create(testing::TestOptimizer(0.1),
-                                  engine->layout());
+        auto optimizer = FlatOptimizer::Create(testing::TestOptimizer(0.1),
+                                               engine->layout());
         ASSERT_OK(optimizer);
         const auto update = optimizer->Apply(0, *engine, *groups[rank]);
         ASSERT_OK(update);

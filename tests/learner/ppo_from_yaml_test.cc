@@ -53,8 +53,8 @@ BatchInput SampleBatch(int64_t step, int64_t version) {
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     Trajectory& row = input.trajectories.emplace_back();
     const auto prompt = static_cast<int32_t>(i / kSamples);
-    row.id = {{0, step, prompt / 2}, prompt % 2,
-              static_cast<int32_t>(i % kSamples)};
+    row.id = {
+        {0, step, prompt / 2}, prompt % 2, static_cast<int32_t>(i % kSamples)};
     row.prompt_ids = request.prompts[i];
     row.response_ids = generated->tokens[i];
     row.behaviour_logprobs = generated->logprobs[i];
@@ -66,11 +66,11 @@ BatchInput SampleBatch(int64_t step, int64_t version) {
     row.version = {0, version};
     row.policy_hash = std::string(64, 'b');
     row.reward_total =
-        prompt == 1 ? 1.0
-                    : 0.01 * static_cast<double>(i) +
-                          static_cast<double>(std::count(
-                              row.response_ids.begin(), row.response_ids.end(),
-                              3));
+        prompt == 1
+            ? 1.0
+            : 0.01 * static_cast<double>(i) +
+                  static_cast<double>(std::count(row.response_ids.begin(),
+                                                 row.response_ids.end(), 3));
   }
   return input;
 }
@@ -187,12 +187,12 @@ std::vector<YamlCase> Cases() {
     cases.push_back(test);
   }
   cases.push_back({"dapo",
-                   {"ppo.estimator=grpo", "ppo.clip_high=0.28",
-                    "ppo.kl_coef=0", "ppo.dynamic_sampling=true",
-                    "ppo.train_prompts=3", "ppo.overlong_cache=3"}});
-  cases.push_back({"dr_grpo_const",
-                   {"ppo.estimator=dr_grpo", "ppo.loss_agg=const",
-                    "ppo.kl_coef=0"}});
+                   {"ppo.estimator=grpo", "ppo.clip_high=0.28", "ppo.kl_coef=0",
+                    "ppo.dynamic_sampling=true", "ppo.train_prompts=3",
+                    "ppo.overlong_cache=3"}});
+  cases.push_back(
+      {"dr_grpo_const",
+       {"ppo.estimator=dr_grpo", "ppo.loss_agg=const", "ppo.kl_coef=0"}});
   cases.push_back({"gspo_as_published",
                    {"ppo.estimator=grpo", "ppo.loss=gspo",
                     "ppo.loss_agg=seq_mean_token_mean", "ppo.clip_low=3.0e-4",
@@ -205,9 +205,11 @@ std::vector<YamlCase> Cases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Algorithms, PpoFromYamlTest, ::testing::ValuesIn(Cases()),
-    [](const auto& instance) { return instance.param.name; });
+INSTANTIATE_TEST_SUITE_P(Algorithms, PpoFromYamlTest,
+                         ::testing::ValuesIn(Cases()),
+                         [](const auto& instance) {
+                           return instance.param.name;
+                         });
 
 // What each option must do to the numbers of the step.
 double MetricWith(const std::vector<std::string>& overrides,
@@ -215,8 +217,8 @@ double MetricWith(const std::vector<std::string>& overrides,
                   bool lagged = false) {
   const auto run = RunSteps(
       1, Make(overrides),
-      [&](int64_t step) { return SampleBatch(step, lagged ? 0 : step - 1); },
-      1, steps);
+      [&](int64_t step) { return SampleBatch(step, lagged ? 0 : step - 1); }, 1,
+      steps);
   EXPECT_OK(run);
   return run->results.back().metrics.at(metric);
 }
@@ -237,8 +239,7 @@ TEST(PpoOptionsTest, DynamicSamplingDropsEqualGroupsInUnitOrder) {
     BatchInput input = SampleBatch(1, 0);
     std::erase_if(input.trajectories, [&](const Trajectory& row) {
       const int32_t prompt = row.id.unit.index * 2 + row.id.prompt;
-      return std::find(prompts.begin(), prompts.end(), prompt) ==
-             prompts.end();
+      return std::find(prompts.begin(), prompts.end(), prompt) == prompts.end();
     });
     return input;
   };

@@ -74,8 +74,8 @@ testing::MakeRank MakePpo(const TestCase& test) {
     COX_RETURN_IF_ERROR(parts.policy->Load(policy));
     if (!test.group.has_value()) {
       parts.critic = MakeFakeTrainEngine();
-      COX_ASSIGN_OR_RETURN(auto critic, WithHead(*policy, HeadKind::kScalar,
-                                                 "critic", 3));
+      COX_ASSIGN_OR_RETURN(auto critic,
+                           WithHead(*policy, HeadKind::kScalar, "critic", 3));
       COX_RETURN_IF_ERROR(parts.critic->Load(critic));
     }
     std::vector<Sequence> text;
@@ -109,8 +109,7 @@ BatchInput SampleBatch(int64_t step, std::shared_ptr<const Snapshot> policy) {
   for (int32_t p = 0; p < 4; ++p) {
     for (uint64_t k = 0; k < 2; ++k) {
       request.prompts.push_back({p + 1, 2});
-      request.prompt_ids.push_back(
-          static_cast<uint64_t>(step * 100 + p));
+      request.prompt_ids.push_back(static_cast<uint64_t>(step * 100 + p));
       request.sample_indices.push_back(k);
     }
   }
@@ -121,7 +120,8 @@ BatchInput SampleBatch(int64_t step, std::shared_ptr<const Snapshot> policy) {
   for (size_t i = 0; i < request.prompts.size(); ++i) {
     Trajectory& row = input.trajectories.emplace_back();
     row.id = {{0, step, static_cast<int32_t>(i / 4)},
-              static_cast<int32_t>(i / 2 % 2), static_cast<int32_t>(i % 2)};
+              static_cast<int32_t>(i / 2 % 2),
+              static_cast<int32_t>(i % 2)};
     row.prompt_ids = request.prompts[i];
     row.response_ids = generated->tokens[i];
     row.behaviour_logprobs = generated->logprobs[i];
@@ -134,8 +134,8 @@ BatchInput SampleBatch(int64_t step, std::shared_ptr<const Snapshot> policy) {
     row.policy_hash = std::string(64, 'b');
     if (i != 3) {
       row.reward_total =
-          static_cast<double>(std::count(row.response_ids.begin(),
-                                         row.response_ids.end(), 3)) +
+          static_cast<double>(
+              std::count(row.response_ids.begin(), row.response_ids.end(), 3)) +
           0.1 * static_cast<double>(i);
       row.reward_parts = {{"gold", 2.0 * static_cast<double>(i)}};
     }
@@ -143,9 +143,7 @@ BatchInput SampleBatch(int64_t step, std::shared_ptr<const Snapshot> policy) {
   return input;
 }
 
-BatchInput MakeBatch(int64_t step) {
-  return SampleBatch(step, StartPolicy());
-}
+BatchInput MakeBatch(int64_t step) { return SampleBatch(step, StartPolicy()); }
 
 class PpoTrainerTest : public ::testing::TestWithParam<TestCase> {};
 
@@ -175,8 +173,7 @@ TEST_P(PpoTrainerTest, OtherSumsChangeNoMoreThanRounding) {
     const auto& found = many.results[i].metrics;
     ASSERT_EQ(found.size(), expected.size());
     for (const auto& [name, value] : expected) {
-      EXPECT_NEAR(found.at(name), value,
-                  1e-5 * std::max(1.0, std::abs(value)))
+      EXPECT_NEAR(found.at(name), value, 1e-5 * std::max(1.0, std::abs(value)))
           << name;
     }
   }
@@ -214,31 +211,31 @@ TEST_P(PpoTrainerTest, AResumedRunIsTheContinuousOneBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(
     Profiles, PpoTrainerTest,
-    ::testing::Values(
-        TestCase{.name = "gae"},
-        TestCase{.name = "gae_everything",
-                 .ptx = 0.5,
-                 .ema = 0.9,
-                 .warmup = 1,
-                 .position = ScorePosition::kAfterLast},
-        TestCase{.name = "gae_early_stop", .target_kl = 1e-7},
-        TestCase{.name = "streaming", .mode = RolloutSchedule::kStreaming},
-        TestCase{.name = "rloo",
-                 .group = GroupEstimator::kRloo,
-                 .loss = PolicyLossKind::kReinforce,
-                 .agg = LossAgg::kSeqMeanTokenSum},
-        TestCase{.name = "grpo_gspo",
-                 .group = GroupEstimator::kGrpo,
-                 .loss = PolicyLossKind::kGspo,
-                 .agg = LossAgg::kSeqMeanTokenMean},
-        TestCase{.name = "dr_grpo",
-                 .group = GroupEstimator::kDrGrpo,
-                 .agg = LossAgg::kConst},
-        TestCase{.name = "reinforce_pp_cispo",
-                 .group = GroupEstimator::kReinforcePp,
-                 .loss = PolicyLossKind::kCispo},
-        TestCase{.name = "reinforce_pp_baseline",
-                 .group = GroupEstimator::kReinforcePpBaseline}),
+    ::testing::Values(TestCase{.name = "gae"},
+                      TestCase{.name = "gae_everything",
+                               .ptx = 0.5,
+                               .ema = 0.9,
+                               .warmup = 1,
+                               .position = ScorePosition::kAfterLast},
+                      TestCase{.name = "gae_early_stop", .target_kl = 1e-7},
+                      TestCase{.name = "streaming",
+                               .mode = RolloutSchedule::kStreaming},
+                      TestCase{.name = "rloo",
+                               .group = GroupEstimator::kRloo,
+                               .loss = PolicyLossKind::kReinforce,
+                               .agg = LossAgg::kSeqMeanTokenSum},
+                      TestCase{.name = "grpo_gspo",
+                               .group = GroupEstimator::kGrpo,
+                               .loss = PolicyLossKind::kGspo,
+                               .agg = LossAgg::kSeqMeanTokenMean},
+                      TestCase{.name = "dr_grpo",
+                               .group = GroupEstimator::kDrGrpo,
+                               .agg = LossAgg::kConst},
+                      TestCase{.name = "reinforce_pp_cispo",
+                               .group = GroupEstimator::kReinforcePp,
+                               .loss = PolicyLossKind::kCispo},
+                      TestCase{.name = "reinforce_pp_baseline",
+                               .group = GroupEstimator::kReinforcePpBaseline}),
     [](const auto& instance) { return instance.param.name; });
 
 TEST(PpoTrainerTest, EarlyStopLeavesTheEpochsBeforeTheUpdate) {
@@ -282,8 +279,8 @@ TEST(PpoTrainerTest, PolicyLearnsWhatIsRewarded) {
     for (Trajectory& row : input.trajectories) {
       row.finish = FinishReason::kStop;
       row.reference_logprobs = row.behaviour_logprobs;
-      row.reward_total = static_cast<double>(std::count(
-          row.response_ids.begin(), row.response_ids.end(), 3));
+      row.reward_total = static_cast<double>(
+          std::count(row.response_ids.begin(), row.response_ids.end(), 3));
     }
     ASSERT_OK(parts.trainer->Step(step, input));
   }
@@ -343,8 +340,8 @@ TEST(PpoTrainerTest, AnEmptyBatchChangesNothing) {
   }
   ASSERT_OK_AND_ASSIGN(
       const RunOutcome run,
-      RunSteps(2, MakePpo({.name = ""}), [&](int64_t) { return input; }, 1,
-               1));
+      RunSteps(
+          2, MakePpo({.name = ""}), [&](int64_t) { return input; }, 1, 1));
   EXPECT_EQ(run.results[0].metrics.at("rollout/excluded"), 8.0);
   EXPECT_EQ(run.weight_hash, StartPolicy()->content_hash);
 }

@@ -75,8 +75,7 @@ class PpoUpdateTest : public ::testing::Test {
               .group = group_[0].get()};
     ASSERT_OK_AND_ASSIGN(const Shards shards, Shards::Create(1, *group_[0]));
     ASSERT_OK_AND_ASSIGN(
-        batch_,
-        MakeRolloutBatch(1, Answers(1).trajectories, options_.rollout));
+        batch_, MakeRolloutBatch(1, Answers(1).trajectories, options_.rollout));
     ASSERT_OK(FillModelOutputs(options_, parts_, shards, &batch_));
     ASSERT_OK(ComputeAdvantages(options_.rollout, 0.1, &batch_));
     minibatch_ = MakeMinibatches(batch_, options_, 1, 0)[0];
@@ -158,8 +157,7 @@ TEST_F(PpoUpdateTest, EveryEpochHasItsOwnOrderOfAllRows) {
 
 class NotingSource final : public LmSource {
  public:
-  explicit NotingSource(std::set<int64_t>& positions)
-      : positions_(positions) {}
+  explicit NotingSource(std::set<int64_t>& positions) : positions_(positions) {}
   Sequence At(int64_t position) const override {
     positions_.insert(position);
     Sequence sequence;
@@ -182,12 +180,11 @@ testing::MakeRank MakePpo(double ptx, std::set<int64_t>& positions) {
     options.optimizer.schedule.total = 24;
     options.ptx_coef = ptx;
     options.ptx_batch = 2;
-    COX_ASSIGN_OR_RETURN(
-        parts.trainer,
-        MakePpoTrainer(options, {.policy = parts.policy.get(),
-                                 .critic = parts.critic.get(),
-                                 .group = &group,
-                                 .ptx = parts.source.get()}));
+    COX_ASSIGN_OR_RETURN(parts.trainer,
+                         MakePpoTrainer(options, {.policy = parts.policy.get(),
+                                                  .critic = parts.critic.get(),
+                                                  .group = &group,
+                                                  .ptx = parts.source.get()}));
     return parts;
   };
 }

@@ -12,11 +12,11 @@
 namespace cox {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::RankParts;
 using testing::RunOutcome;
 using testing::RunSteps;
 using testing::StatusIsWith;
-using ::testing::HasSubstr;
 
 constexpr int64_t kSteps = 6;
 
@@ -83,8 +83,8 @@ testing::MakeRank Make(const TestCase& test, int64_t total_steps = kSteps) {
     text.ids = {1, 2, 3, 1};
     given.text = {text};
     if (test.kto) {
-      COX_ASSIGN_OR_RETURN(
-          parts.trainer, MakeKtoTrainer(options, {}, given, Labelled()));
+      COX_ASSIGN_OR_RETURN(parts.trainer,
+                           MakeKtoTrainer(options, {}, given, Labelled()));
     } else {
       COX_ASSIGN_OR_RETURN(
           parts.trainer,
@@ -158,9 +158,8 @@ INSTANTIATE_TEST_SUITE_P(
     Kinds, PreferenceTrainerTest,
     ::testing::Values(
         TestCase{.name = "dpo"},
-        TestCase{.name = "cdpo",
-                 .dpo = {.label_smoothing = 0.1},
-                 .micro_batch = 1},
+        TestCase{
+            .name = "cdpo", .dpo = {.label_smoothing = 0.1}, .micro_batch = 1},
         TestCase{.name = "ipo", .dpo = {.kind = PreferenceKind::kIpo}},
         TestCase{.name = "ipo_sums",
                  .dpo = {.kind = PreferenceKind::kIpo, .length_norm = false}},
@@ -238,16 +237,16 @@ TEST(KtoTrainerTest, ReferencePointComesFromOtherPromptsAnswers) {
   const double expected = std::max(0.0, (ratio({1, 6}) + ratio({2, 5})) / 2);
   const double good = ratio({1, 5});
   const double bad = ratio({2, 6});
-  ASSERT_OK_AND_ASSIGN(
-      const auto trainer,
-      MakeKtoTrainer(options, {}, parts, {rows[0], rows[1]}));
+  ASSERT_OK_AND_ASSIGN(const auto trainer,
+                       MakeKtoTrainer(options, {}, parts, {rows[0], rows[1]}));
   ASSERT_OK_AND_ASSIGN(const StepResult result, trainer->Step(1, {}));
   EXPECT_NEAR(result.metrics.at("kto/z0"), expected, 1e-6);
   const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
-  EXPECT_NEAR(result.metrics.at("loss/kto"),
-              (sigmoid(-0.1 * (good - expected)) +
-               sigmoid(-0.1 * (expected - bad))) / 2,
-              1e-6);
+  EXPECT_NEAR(
+      result.metrics.at("loss/kto"),
+      (sigmoid(-0.1 * (good - expected)) + sigmoid(-0.1 * (expected - bad))) /
+          2,
+      1e-6);
   EXPECT_NEAR(result.metrics.at("kto/reward_desirable"), 0.1 * good, 1e-6);
 }
 
@@ -255,20 +254,19 @@ TEST(PreferenceTrainerErrorsTest, NeedSomethingToLearnFrom) {
   std::unique_ptr<Collective> group = MakeSingleRank();
   std::unique_ptr<TrainEngine> engine = MakeFakeTrainEngine();
   ASSERT_OK(engine->Load(StartPolicy()));
-  const PreferenceParts parts = {.policy = engine.get(),
-                                 .reference = engine.get(),
-                                 .group = group.get()};
+  const PreferenceParts parts = {
+      .policy = engine.get(), .reference = engine.get(), .group = group.get()};
   std::vector<Comparison> ties = {Comparisons()[4]};
-  EXPECT_THAT(MakeDpoTrainer({}, {}, parts, {.train = ties, .heldout = {}}),
-              StatusIsWith(absl::StatusCode::kInvalidArgument,
-                           HasSubstr("no pair")));
+  EXPECT_THAT(
+      MakeDpoTrainer({}, {}, parts, {.train = ties, .heldout = {}}),
+      StatusIsWith(absl::StatusCode::kInvalidArgument, HasSubstr("no pair")));
   EXPECT_THAT(MakeKtoTrainer({}, {}, parts, {LabelsOf(ties[0])}),
               StatusIsWith(absl::StatusCode::kInvalidArgument,
                            HasSubstr("no labelled answer")));
-  EXPECT_THAT(MakeDpoTrainer({}, {.beta = 0}, parts,
-                             {.train = Comparisons(), .heldout = {}}),
-              StatusIsWith(absl::StatusCode::kInvalidArgument,
-                           HasSubstr("dpo.beta")));
+  EXPECT_THAT(
+      MakeDpoTrainer({}, {.beta = 0}, parts,
+                     {.train = Comparisons(), .heldout = {}}),
+      StatusIsWith(absl::StatusCode::kInvalidArgument, HasSubstr("dpo.beta")));
 }
 
 TEST(LabelsOfTest, WinnersAreGoodLosersBadTheMiddleIsLeftOut) {

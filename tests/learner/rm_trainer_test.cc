@@ -59,9 +59,8 @@ testing::MakeRank MakeRm(int64_t total_steps, int64_t micro_batch,
     for (const Comparison& comparison : data.train) {
       data.demonstrations.push_back(comparison.completions[0]);
     }
-    COX_ASSIGN_OR_RETURN(parts.trainer,
-                         MakeRmTrainer(options, *parts.policy, group,
-                                       std::move(data)));
+    COX_ASSIGN_OR_RETURN(parts.trainer, MakeRmTrainer(options, *parts.policy,
+                                                      group, std::move(data)));
     return parts;
   };
 }
@@ -70,12 +69,12 @@ BatchInput NoInput(int64_t) { return {}; }
 
 // Adam forgets the gradient's scale, its norm does not.
 TEST(RmTrainerTest, MicroBatchesShareTheDenominator) {
-  ASSERT_OK_AND_ASSIGN(const RunOutcome whole,
-                       RunSteps(1, MakeRm(1, /*micro_batch=*/0, /*shards=*/1),
-                                NoInput, 1, 1));
-  ASSERT_OK_AND_ASSIGN(const RunOutcome single,
-                       RunSteps(2, MakeRm(1, /*micro_batch=*/1), NoInput, 1,
-                                1));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome whole,
+      RunSteps(1, MakeRm(1, /*micro_batch=*/0, /*shards=*/1), NoInput, 1, 1));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome single,
+      RunSteps(2, MakeRm(1, /*micro_batch=*/1), NoInput, 1, 1));
   for (const char* metric : {"loss/rm", "grad_norm/rm", "rm/accuracy"}) {
     EXPECT_NEAR(single.results[0].metrics.at(metric),
                 whole.results[0].metrics.at(metric), 1e-6)
@@ -116,9 +115,8 @@ TEST(RmTrainerTest, LearnsTheOrderAndCentresDemonstrations) {
   EXPECT_EQ(result.metrics.at("rm/heldout_accuracy"), 1.0);
   EXPECT_GT(result.metrics.at("rm/heldout_margin"), 1.0);
   ASSERT_OK_AND_ASSIGN(const auto trained, parts.trainer->Trained());
-  ASSERT_OK_AND_ASSIGN(
-      const ModelConfig config,
-      ModelConfig::FromJson(trained->manifest.config_json));
+  ASSERT_OK_AND_ASSIGN(const ModelConfig config,
+                       ModelConfig::FromJson(trained->manifest.config_json));
   EXPECT_EQ(config.reward_bias, result.metrics.at("rm/reward_bias"));
   // Mean over demonstrations of gain * raw + bias is 0.
   const std::vector<Comparison> comparisons = Comparisons();
@@ -141,9 +139,9 @@ TEST(RmTrainerTest, AResumedRunIsTheContinuousOneBitForBit) {
                        RunSteps(2, MakeRm(6, 0), NoInput, 1, 6));
   ASSERT_OK_AND_ASSIGN(const RunOutcome half,
                        RunSteps(2, MakeRm(6, 0), NoInput, 1, 2));
-  ASSERT_OK_AND_ASSIGN(const RunOutcome rest,
-                       RunSteps(2, MakeRm(6, 0), NoInput, 3, 6,
-                                testing::RestoreFrom(half)));
+  ASSERT_OK_AND_ASSIGN(
+      const RunOutcome rest,
+      RunSteps(2, MakeRm(6, 0), NoInput, 3, 6, testing::RestoreFrom(half)));
   EXPECT_EQ(rest.weight_hash, whole.weight_hash);
   EXPECT_EQ(rest.state, whole.state);
 }

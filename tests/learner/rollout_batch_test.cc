@@ -85,10 +85,9 @@ TEST(RolloutBatchTest, MatchesTheVectorOfTheLaterPlacement) {
 }
 
 TEST(RolloutBatchTest, ExcludesWhatCannotBeTrained) {
-  std::vector<Trajectory> rows = {MakeTrajectory({-1}, {-1}, 1),
-                                  MakeTrajectory({-1}, {-1}, 1),
-                                  MakeTrajectory({-1}, {-1}, 1),
-                                  MakeTrajectory({}, {}, 1)};
+  std::vector<Trajectory> rows = {
+      MakeTrajectory({-1}, {-1}, 1), MakeTrajectory({-1}, {-1}, 1),
+      MakeTrajectory({-1}, {-1}, 1), MakeTrajectory({}, {}, 1)};
   rows[1].reward_total.reset();
   rows[2].finish = FinishReason::kAbort;
   ASSERT_OK_AND_ASSIGN(const RolloutBatch batch,
@@ -101,8 +100,7 @@ TEST(RolloutBatchTest, ExcludesWhatCannotBeTrained) {
 }
 
 TEST(RolloutBatchTest, ChecksTheVersionAgainstTheSchedule) {
-  const auto accepts = [](RolloutSchedule mode, int64_t step,
-                          int64_t version) {
+  const auto accepts = [](RolloutSchedule mode, int64_t step, int64_t version) {
     RolloutOptions options = Options();
     options.mode = mode;
     options.lag = 1;

@@ -107,12 +107,11 @@ TEST(ShardsTest, DealsOutEveryElementOnceAndGathersInShardOrder) {
         const auto shards = Shards::Create(4, *groups[rank]);
         ASSERT_OK(shards);
         std::vector<int64_t> own;
-        ASSERT_OK(shards->ForOwn(
-            [&](int64_t shard, size_t i) -> absl::Status {
-              EXPECT_EQ(i, own.size());
-              own.push_back(10 * shard);
-              return absl::OkStatus();
-            }));
+        ASSERT_OK(shards->ForOwn([&](int64_t shard, size_t i) -> absl::Status {
+          EXPECT_EQ(i, own.size());
+          own.push_back(10 * shard);
+          return absl::OkStatus();
+        }));
         const auto all = shards->Gather(own);
         ASSERT_OK(all);
         gathered[rank] = *all;
@@ -135,9 +134,8 @@ TEST(ShardsTest, AnErrorOfAShardEndsThePass) {
   EXPECT_THAT(shards.Backward(*engine,
                               [&](int64_t shard, size_t) -> absl::Status {
                                 ++calls;
-                                return shard == 1
-                                           ? absl::InternalError("no")
-                                           : absl::OkStatus();
+                                return shard == 1 ? absl::InternalError("no")
+                                                  : absl::OkStatus();
                               }),
               testing::StatusIs(absl::StatusCode::kInternal));
   EXPECT_EQ(calls, 2);

@@ -12,8 +12,8 @@ namespace {
 
 namespace v1 = cox::v1;
 
-using testing::StatusIsWith;
 using ::testing::HasSubstr;
+using testing::StatusIsWith;
 
 class StageServiceTest : public ::testing::Test {
  protected:
@@ -158,8 +158,8 @@ TEST_F(StageServiceTest, EachStageStartsFromTheOneBefore) {
   // The critic is the reward model, head, gain and bias included.
   EXPECT_EQ(ppo.critic->config().reward_bias,
             last_.metrics.at("rm/reward_bias"));
-  EXPECT_TRUE(std::ranges::equal(ppo.critic->Parameters(),
-                                 rm.policy->Parameters()));
+  EXPECT_TRUE(
+      std::ranges::equal(ppo.critic->Parameters(), rm.policy->Parameters()));
 
   // An empty batch updates nothing; held-out text is measured all the same.
   ASSERT_OK_AND_ASSIGN(const StepResult measured, ppo.trainer->Step(1, {}));
@@ -170,8 +170,7 @@ TEST_F(StageServiceTest, EachStageStartsFromTheOneBefore) {
   *order.mutable_checkpoint() = third;
   order.set_folder("reward");
   ASSERT_OK_AND_ASSIGN(const auto reward, OrderedModel(context_, order));
-  EXPECT_EQ(reward->content_hash,
-            (*rm.trainer->Trained())->content_hash);
+  EXPECT_EQ(reward->content_hash, (*rm.trainer->Trained())->content_hash);
   order.mutable_ref()->set_content_hash(std::string(64, '0'));
   EXPECT_THAT(OrderedModel(context_, order),
               testing::StatusIs(absl::StatusCode::kDataLoss));
@@ -239,9 +238,9 @@ TEST_F(StageServiceTest, ErrorsNameWhatIsWrong) {
               StatusIsWith(absl::StatusCode::kNotFound,
                            HasSubstr("comparisons.jsonl")));
   context_.config.mutable_sft()->set_train(0, dir_.Join("absent.jsonl"));
-  EXPECT_THAT(BuildStage(context_, Assignment("sft", 1)),
-              StatusIsWith(absl::StatusCode::kNotFound,
-                           HasSubstr("absent.jsonl")));
+  EXPECT_THAT(
+      BuildStage(context_, Assignment("sft", 1)),
+      StatusIsWith(absl::StatusCode::kNotFound, HasSubstr("absent.jsonl")));
   EXPECT_FALSE(BuildStage(context_, Assignment("eval", 5)).ok());
 }
 

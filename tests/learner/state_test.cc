@@ -9,9 +9,9 @@
 namespace cox {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::IsOkAndHolds;
 using testing::StatusIs;
-using ::testing::HasSubstr;
 
 std::string Sample() {
   StateWriter writer;

@@ -77,8 +77,8 @@ TEST(RenderChartTest, HasAxesLegendAndHovers) {
   ChartOptions options;
   options.title = "KL <x>";
   options.unit = "nats";
-  const std::string svg = RenderChart(
-      {{"a", {{1, 0}, {2, 1}}}, {"b", {{1, 2}, {3, 1}}}}, options);
+  const std::string svg =
+      RenderChart({{"a", {{1, 0}, {2, 1}}}, {"b", {{1, 2}, {3, 1}}}}, options);
   EXPECT_THAT(svg, HasSubstr("KL &lt;x&gt;"));
   EXPECT_EQ(CountOf(svg, "<g class=\"hover\">"), 3);  // x = 1, 2, 3
   EXPECT_THAT(svg, HasSubstr("<title>step 1\na: 0 nats\nb: 2 nats</title>"));

@@ -70,8 +70,9 @@ TEST_F(MetricsWriterTest, CutsOffALineThatACrashTore) {
   auto writer = MetricsWriter::Open(Fs::Real(), path_, clock_);
   ASSERT_TRUE(writer.ok());
   ASSERT_TRUE((*writer)->Append("a", 2, {}).ok());
-  EXPECT_EQ(Text(), "{\"stage\":\"a\",\"step\":1,\"ts\":0}\n"
-                    "{\"stage\":\"a\",\"step\":2,\"ts\":0.000}\n");
+  EXPECT_EQ(Text(),
+            "{\"stage\":\"a\",\"step\":1,\"ts\":0}\n"
+            "{\"stage\":\"a\",\"step\":2,\"ts\":0.000}\n");
 }
 
 TEST_F(MetricsWriterTest, RefusesReservedNames) {

@@ -35,11 +35,9 @@ TEST(FormatProgressTest, DrawsABarForATerminal) {
 
 TEST(FormatProgressTest, NeverExceedsTheColumns) {
   for (int columns = 1; columns < 120; ++columns) {
-    const std::string line =
-        FormatProgress(PpoState(), {true, true, columns});
-    const auto width = std::count_if(line.begin(), line.end(), [](char c) {
-      return (c & 0xc0) != 0x80;
-    });
+    const std::string line = FormatProgress(PpoState(), {true, true, columns});
+    const auto width = std::count_if(line.begin(), line.end(),
+                                     [](char c) { return (c & 0xc0) != 0x80; });
     EXPECT_LE(width, columns);
   }
 }

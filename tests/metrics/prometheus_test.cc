@@ -50,10 +50,9 @@ TEST(PrometheusRegistryTest, IgnoresWhatCountersCannotDo) {
 
 TEST(PrometheusRegistryTest, TakesAStepOfMetrics) {
   PrometheusRegistry registry;
-  registry.SetMetrics(
-      "ppo", {{"objective/kl", 1.5},
-              {"x", std::numeric_limits<double>::infinity()},
-              {"y", std::numeric_limits<double>::quiet_NaN()}});
+  registry.SetMetrics("ppo", {{"objective/kl", 1.5},
+                              {"x", std::numeric_limits<double>::infinity()},
+                              {"y", std::numeric_limits<double>::quiet_NaN()}});
   const std::string text = registry.Text();
   EXPECT_THAT(text, HasSubstr("cox_objective_kl{stage=\"ppo\"} 1.5\n"));
   EXPECT_THAT(text, HasSubstr("cox_x{stage=\"ppo\"} +Inf\n"));

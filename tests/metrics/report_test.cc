@@ -68,8 +68,8 @@ TEST(RenderReportTest, IsBalancedAndSelfContained) {
   const std::string html = RenderReport(FullInput());
   ExpectBalanced(html);
   for (const char* forbidden :
-       {"http:", "https:", "<script", "<link", "<img", "src=", "href=",
-        " style=", " onload", "url(", "@import"}) {
+       {"http:", "https:", "<script", "<link", "<img",
+        "src=", "href=", " style=", " onload", "url(", "@import"}) {
     EXPECT_THAT(html, Not(HasSubstr(forbidden)));
   }
   EXPECT_THAT(html, HasSubstr("default-src 'none'"));

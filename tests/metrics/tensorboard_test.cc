@@ -140,10 +140,10 @@ TEST(TensorboardTest, ChecksumsMatchPublishedVectors) {
 }
 
 TEST(TensorboardTest, ScalarsReadBack) {
-  const std::string data = EncodeScalarEvent(
-      1.5, 1LL << 40,
-      {{"ppo/objective/kl", 0.25},
-       {"ppo/x", std::numeric_limits<double>::infinity()}});
+  const std::string data =
+      EncodeScalarEvent(1.5, 1LL << 40,
+                        {{"ppo/objective/kl", 0.25},
+                         {"ppo/x", std::numeric_limits<double>::infinity()}});
   const std::vector<std::string> records = ReadRecords(FrameTfRecord(data));
   ASSERT_EQ(records.size(), 1u);
   const Event event = ReadEvent(records[0]);
@@ -171,9 +171,8 @@ TEST(TensorboardTest, WritesAFilePerAttempt) {
   }
   const auto names = Fs::Real().List(dir);
   ASSERT_TRUE(names.ok());
-  ASSERT_THAT(*names,
-              ::testing::ElementsAre("events.out.tfevents.100.cox",
-                                     "events.out.tfevents.100.cox.1"));
+  ASSERT_THAT(*names, ::testing::ElementsAre("events.out.tfevents.100.cox",
+                                             "events.out.tfevents.100.cox.1"));
   const std::vector<std::string> records =
       ReadRecords(Fs::Real().ReadAll(JoinPath(dir, (*names)[1])).value());
   ASSERT_EQ(records.size(), 4u);

@@ -27,7 +27,8 @@ TEST(TraceparentTest, Refusals) {
   for (const std::string& bad :
        {std::string(), good.substr(1), good + "-x", good.substr(0, 54),
         "ff" + good.substr(2),
-        "00-00000000000000000000000000000000-00f067aa0ba902b7-01" + std::string(),
+        "00-00000000000000000000000000000000-00f067aa0ba902b7-01" +
+            std::string(),
         "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01" +
             std::string(),
         "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01" +

@@ -42,8 +42,7 @@ TEST_F(TraceWriterTest, WritesSpansAndNames) {
   ASSERT_TRUE((*trace)->Add(span).ok());
   ASSERT_TRUE((*trace)->Close().ok());
   ASSERT_TRUE((*trace)->Close().ok());
-  EXPECT_EQ((*trace)->Add(span).code(),
-            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ((*trace)->Add(span).code(), absl::StatusCode::kFailedPrecondition);
 
   const json events = Read();
   ASSERT_TRUE(events.is_array());

@@ -47,9 +47,8 @@ std::vector<double> Reference(const Case& c,
   const at::Tensor v = heads.v.to(at::kDouble).contiguous();
   auto at = [&](const at::Tensor& t, int64_t b, int64_t h, int64_t i,
                 int64_t d) {
-    return t.const_data_ptr<double>()[((b * t.size(1) + h) * t.size(2) + i) *
-                                          c.dim +
-                                      d];
+    return t.const_data_ptr<
+        double>()[((b * t.size(1) + h) * t.size(2) + i) * c.dim + d];
   };
   std::vector<double> out;
   for (int64_t b = 0; b < c.batch; ++b) {
@@ -88,31 +87,30 @@ AttentionMask MaskOf(const Case& c, at::ScalarType dtype) {
     mask.causal = c.causal;
     return mask;
   }
-  at::Tensor visible =
-      at::zeros({c.batch, 1, c.queries, c.keys}, at::kBool);
+  at::Tensor visible = at::zeros({c.batch, 1, c.queries, c.keys}, at::kBool);
   for (int64_t b = 0; b < c.batch; ++b) {
     visible.select(0, b)
         .narrow(2, 0, c.visible[static_cast<size_t>(b)])
         .fill_(true);
   }
   if (c.causal) {
-    visible = visible.logical_and(
-        at::ones({c.queries, c.keys}, at::kBool).tril());
+    visible =
+        visible.logical_and(at::ones({c.queries, c.keys}, at::kBool).tril());
   }
   const auto options = at::TensorOptions().dtype(dtype);
-  mask.bias = at::where(visible, at::zeros({}, options),
-                        at::full({}, -1e30, options));
+  mask.bias =
+      at::where(visible, at::zeros({}, options), at::full({}, -1e30, options));
   return mask;
 }
 
 TEST(ScaledAttentionTest, PlainAndFusedPathsFollowTheFormula) {
   const std::vector<Case> cases = {
-      {},                                              // encoder, no padding
-      {.causal = true},                                // decoder
-      {.kv_heads = 4, .causal = true},                 // one key head a head
-      {.causal = true, .visible = {3, 5}},             // padded decoder
-      {.queries = 7, .keys = 4},                       // cross-attention
-      {.queries = 7, .keys = 4, .visible = {1, 4}},    // padded instruction
+      {},                                            // encoder, no padding
+      {.causal = true},                              // decoder
+      {.kv_heads = 4, .causal = true},               // one key head a head
+      {.causal = true, .visible = {3, 5}},           // padded decoder
+      {.queries = 7, .keys = 4},                     // cross-attention
+      {.queries = 7, .keys = 4, .visible = {1, 4}},  // padded instruction
       {.batch = 1, .heads = 1, .kv_heads = 1, .queries = 1, .keys = 1},
       {.kv_heads = 1, .queries = 40, .keys = 40, .dim = 16, .causal = true}};
   for (size_t n = 0; n < cases.size(); ++n) {
@@ -125,19 +123,17 @@ TEST(ScaledAttentionTest, PlainAndFusedPathsFollowTheFormula) {
       heads.scale = 1.0 / std::sqrt(static_cast<double>(c.dim));
       const std::vector<double> expected = Reference(c, heads);
       for (bool fused : {false, true}) {
-        SCOPED_TRACE(::testing::Message() << "case " << n << " fused " << fused
-                                          << " double "
-                                          << (dtype == at::kDouble));
+        SCOPED_TRACE(::testing::Message()
+                     << "case " << n << " fused " << fused << " double "
+                     << (dtype == at::kDouble));
         AttentionShape shape{c.heads, c.kv_heads, c.dim, fused};
-        const at::Tensor found =
-            ScaledAttention(shape, heads, MaskOf(c, dtype))
-                .to(at::kDouble)
-                .contiguous();
+        const at::Tensor found = ScaledAttention(shape, heads, MaskOf(c, dtype))
+                                     .to(at::kDouble)
+                                     .contiguous();
         ASSERT_EQ(static_cast<size_t>(found.numel()), expected.size());
         const double tolerance = dtype == at::kDouble ? 1e-12 : 2e-6;
         for (size_t i = 0; i < expected.size(); ++i) {
-          ASSERT_NEAR(found.const_data_ptr<double>()[i], expected[i],
-                      tolerance)
+          ASSERT_NEAR(found.const_data_ptr<double>()[i], expected[i], tolerance)
               << i;
         }
       }

@@ -36,8 +36,8 @@ TEST(DropoutFactorsTest, ArePhiloxBitsBelowTheThreshold) {
   for (uint32_t i = 0; i < 300; ++i) {
     const uint32_t group = i / 128;
     const uint32_t k = i % 128 / 16;
-    const std::array<uint32_t, 4> words = Philox4x32(
-        {16 * group + i % 16, 0, 21, 1}, {0x89abcdef, 0x01234567});
+    const std::array<uint32_t, 4> words =
+        Philox4x32({16 * group + i % 16, 0, 21, 1}, {0x89abcdef, 0x01234567});
     const uint32_t bits = words[k / 2] >> (16 * (k % 2)) & 0xffff;
     EXPECT_EQ(found[i], bits < 20000 ? 0.0f : 1.5f) << i;
   }
@@ -81,9 +81,8 @@ TEST(DropoutTest, HasMeanOneAndTheVarianceOfItsRate) {
 }
 
 TEST(DropoutTest, PlacesAndKeysAreIndependent) {
-  const std::vector<float> base =
-      Ones(Dropout(OneSequence(0.5, 5, 500)), 500, 40, 1,
-           DropoutSite::kSelfOutput);
+  const std::vector<float> base = Ones(Dropout(OneSequence(0.5, 5, 500)), 500,
+                                       40, 1, DropoutSite::kSelfOutput);
   Dropout::Options encoder = OneSequence(0.5, 5, 500);
   encoder.stack = 1;
   const std::vector<std::vector<float>> others = {
@@ -132,8 +131,8 @@ TEST(DropoutTest, ASequenceIsDroppedAlikeInEveryBatch) {
   };
   const at::Tensor square = probabilities(alone, 1, 5);
   const at::Tensor padded = probabilities(packed, 3, 7);
-  EXPECT_TRUE(padded.narrow(0, 1, 1).narrow(2, 0, 5).narrow(3, 0, 5).equal(
-      square));
+  EXPECT_TRUE(
+      padded.narrow(0, 1, 1).narrow(2, 0, 5).narrow(3, 0, 5).equal(square));
   EXPECT_FALSE(square.select(1, 0).equal(square.select(1, 1))) << "heads";
 }
 
@@ -166,8 +165,7 @@ TEST(DropoutTest, FamiliesDropWhereTheirReferenceDoes) {
   using enum DropoutSite;
   EXPECT_THAT(gpt2.places,
               ElementsAre(std::pair(0, kEmbedding), std::pair(0, kSelfOutput),
-                          std::pair(0, kFeedForward),
-                          std::pair(1, kSelfOutput),
+                          std::pair(0, kFeedForward), std::pair(1, kSelfOutput),
                           std::pair(1, kFeedForward)));
   Recorder llama;
   network(TinyConfig("llama")).Decode(rows, at::Tensor(), llama);

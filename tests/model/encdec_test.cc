@@ -68,8 +68,7 @@ class EncdecEngineTest : public ::testing::Test {
 
   LogprobOutput Score(const std::vector<std::vector<int32_t>>& sequences,
                       const std::vector<std::vector<int32_t>>& instructions) {
-    auto out =
-        engine_->Logprobs(MakeBatch(sequences, instructions), 1.0, true);
+    auto out = engine_->Logprobs(MakeBatch(sequences, instructions), 1.0, true);
     EXPECT_THAT(out, IsOk());
     return out.ok() ? *out : LogprobOutput();
   }
@@ -160,8 +159,7 @@ TEST_F(EncdecEngineTest, PaddedInstructionsChangeNothing) {
 
 TEST_F(EncdecEngineTest, CachedDecodingAgreesWithTheFullForward) {
   const GenerateRequest request = Request(6);
-  ASSERT_OK_AND_ASSIGN(const GenerateResult result,
-                       engine_->Generate(request));
+  ASSERT_OK_AND_ASSIGN(const GenerateResult result, engine_->Generate(request));
   auto trainer = LoadedTrainEngine(LoudSnapshot(config_));
   std::vector<std::vector<int32_t>> sequences;
   for (size_t r = 0; r < request.prompts.size(); ++r) {
@@ -173,8 +171,8 @@ TEST_F(EncdecEngineTest, CachedDecodingAgreesWithTheFullForward) {
   ASSERT_OK_AND_ASSIGN(const LogprobOutput scored,
                        trainer->Logprobs(batch, 1.0, false));
   for (size_t r = 0; r < sequences.size(); ++r) {
-    const size_t first = r * static_cast<size_t>(batch.length) +
-                         request.prompts[r].size() - 1;
+    const size_t first =
+        r * static_cast<size_t>(batch.length) + request.prompts[r].size() - 1;
     for (size_t t = 0; t < result.tokens[r].size(); ++t) {
       EXPECT_NEAR(result.logprobs[r][t], scored.logprobs[first + t], 1e-5);
     }

@@ -35,9 +35,7 @@ TEST(NetworkTest, ReproducesThePinnedModels) {
   const std::vector<Pinned> models = {
       {"gpt2", {-.358913, .441928, 1.044402, 1.178077, .782950}, -11.272964},
       {"llama", {.955947, .414580, -.312879, -.899896, -1.082979}, -9.324953},
-      {"llama3",
-       {1.038552, .525618, -.223250, -.871908, -1.129194},
-       -9.452188},
+      {"llama3", {1.038552, .525618, -.223250, -.871908, -1.129194}, -9.452188},
       {"qwen2", {-.914835, -.545880, .068103, .651517, .942485}, -10.783369},
       {"qwen3", {-.789235, -.767755, -.401654, .144736, .626159}, -10.162987},
   };
@@ -55,9 +53,9 @@ TEST(NetworkTest, ReproducesThePinnedModels) {
           EXPECT_NEAR(result.logits[4 * 11 + i], model.last_logits[i],
                       tolerance);
         }
-        EXPECT_NEAR(std::accumulate(result.logprob.begin(),
-                                    result.logprob.end(), 0.0),
-                    model.sum_logprob, 4 * tolerance);
+        EXPECT_NEAR(
+            std::accumulate(result.logprob.begin(), result.logprob.end(), 0.0),
+            model.sum_logprob, 4 * tolerance);
       }
     }
   }
@@ -175,9 +173,9 @@ TEST_F(EncoderDecoderTest, PaddedInstructionTokensReachNothing) {
   padded.instruction_length = 4;
   padded.instruction_ids = {6, 2, -5, 10};
   padded.instruction_mask = {1, 1, 0, 0};
-  EXPECT_LT(MaxDifference(Forward(Base()).logits, Forward(padded).logits, 0,
-                          44),
-            1e-12);
+  EXPECT_LT(
+      MaxDifference(Forward(Base()).logits, Forward(padded).logits, 0, 44),
+      1e-12);
 }
 
 TEST_F(EncoderDecoderTest, EmptyContextWorks) {
@@ -185,9 +183,9 @@ TEST_F(EncoderDecoderTest, EmptyContextWorks) {
   request.length = 1;
   request.ids = {1};
   request.mask = {1};
-  EXPECT_LT(MaxDifference(Forward(request).logits, Forward(Base()).logits, 0,
-                          11),
-            1e-12);
+  EXPECT_LT(
+      MaxDifference(Forward(request).logits, Forward(Base()).logits, 0, 11),
+      1e-12);
 }
 
 TEST(ScoreEngineTest, AgreesWithTheOpsForwardAndIgnoresPadding) {
@@ -266,9 +264,9 @@ TEST(ScoreEngineTest, SavedAndLoadedFoldersGiveTheSameBits) {
     auto snapshot = SineSnapshot(config);
     const std::string path = JoinPath(dir.path(), name);
     ASSERT_OK(Fs::Real().MakeDirs(path));
-    ASSERT_THAT(SaveModelFolder(Fs::Real(), path, *snapshot,
-                                SaveFolderOptions()),
-                IsOk());
+    ASSERT_THAT(
+        SaveModelFolder(Fs::Real(), path, *snapshot, SaveFolderOptions()),
+        IsOk());
     ASSERT_OK_AND_ASSIGN(ModelFolder folder, ReadModelFolder(Fs::Real(), path));
     ASSERT_OK_AND_ASSIGN(ModelConfig read,
                          ModelConfig::FromJson(folder.config_json));

@@ -134,16 +134,15 @@ TEST(PolicyEngineTest, BehaviourLogprobsAgreeWithTheTrainingForward) {
     std::vector<std::vector<int32_t>> sequences;
     for (size_t r = 0; r < 10; ++r) {
       sequences.push_back(request.prompts[r]);
-      sequences.back().insert(sequences.back().end(),
-                              result.tokens[r].begin(),
+      sequences.back().insert(sequences.back().end(), result.tokens[r].begin(),
                               result.tokens[r].end());
     }
     const TokenBatch batch = MakeBatch(sequences, request.instructions);
     ASSERT_OK_AND_ASSIGN(LogprobOutput scored,
                          trainer->Logprobs(batch, 0.9, false));
     for (size_t r = 0; r < 10; ++r) {
-      const size_t first = r * static_cast<size_t>(batch.length) +
-                           request.prompts[r].size() - 1;
+      const size_t first =
+          r * static_cast<size_t>(batch.length) + request.prompts[r].size() - 1;
       ASSERT_FALSE(result.tokens[r].empty());
       for (size_t t = 0; t < result.tokens[r].size(); ++t) {
         EXPECT_NEAR(result.logprobs[r][t], scored.logprobs[first + t], 1e-5);
@@ -193,8 +192,7 @@ TEST(PolicyEngineTest, GreedyFollowsTheArgmaxOfTheFullForward) {
       auto forward = ModelForward(ForwardRequest(config, ids));
       ASSERT_THAT(forward, IsOk());
       const auto last = forward->logits.end() - 11;
-      const int64_t best =
-          std::max_element(last, forward->logits.end()) - last;
+      const int64_t best = std::max_element(last, forward->logits.end()) - last;
       EXPECT_EQ(result.tokens[0][t], best) << t;
       EXPECT_EQ(result.logprobs[0][t], 0.0f);
       ids.push_back(best);

@@ -38,8 +38,7 @@ std::vector<Named> Models() {
     config.head_dim = 8;
     scaling.kind = kind;
     config.rope_scaling = scaling;
-    models.push_back(
-        {kind == RopeKind::kLinear ? "linear" : "yarn", config});
+    models.push_back({kind == RopeKind::kLinear ? "linear" : "yarn", config});
   }
   return models;
 }
@@ -128,9 +127,9 @@ void ExpectSameRows(const Sequences& all, Compute compute) {
     ASSERT_EQ(found.size(), batch.ids.size());
     for (size_t b = 0; b < order.size(); ++b) {
       for (size_t j = 0; j < all.ids[order[b]].size(); ++j) {
-        EXPECT_NEAR(
-            found[b * static_cast<size_t>(batch.length) + j],
-            expected[order[b] * static_cast<size_t>(whole.length) + j], 1e-5)
+        EXPECT_NEAR(found[b * static_cast<size_t>(batch.length) + j],
+                    expected[order[b] * static_cast<size_t>(whole.length) + j],
+                    1e-5)
             << "row " << order[b] << ", token " << j;
       }
     }
@@ -186,14 +185,13 @@ TEST(ParityTest, GradientsAreThoseOfTheRowsAddedUp) {
     const auto gradient = [&](const std::vector<std::vector<size_t>>& parts) {
       engine->ZeroGradients();
       for (const std::vector<size_t>& part : parts) {
-        EXPECT_OK(engine->AccumulateLogprobs(Batch(all, part, 2), 0.8, false,
-                                             loss));
+        EXPECT_OK(
+            engine->AccumulateLogprobs(Batch(all, part, 2), 0.8, false, loss));
       }
       const std::span<float> g = engine->Gradients();
       return std::vector<float>(g.begin(), g.end());
     };
-    const std::vector<float> whole =
-        gradient({{0, 1, 2, 3, 4, 5, 6, 7, 8}});
+    const std::vector<float> whole = gradient({{0, 1, 2, 3, 4, 5, 6, 7, 8}});
     const std::vector<float> alone =
         gradient({{8}, {3}, {0}, {1}, {2}, {7}, {5}, {6}, {4}});
     const std::vector<float> mixed =

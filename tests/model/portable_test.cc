@@ -211,9 +211,8 @@ TEST(StaticGenerateTest, RefusesAnEncoderDecoder) {
   GenerateRequest request = Request(config, 1);
   request.instructions = {{3, 4}};
   EXPECT_THAT(engine->Generate(request),
-              cox::testing::StatusIs(
-                  absl::StatusCode::kFailedPrecondition,
-                  ::testing::HasSubstr("encoder-decoder")));
+              cox::testing::StatusIs(absl::StatusCode::kFailedPrecondition,
+                                     ::testing::HasSubstr("encoder-decoder")));
 }
 
 }  // namespace

@@ -55,22 +55,22 @@ std::vector<float> GradientsOf(TrainEngine& engine, const TokenBatch& batch) {
   engine.ZeroGradients();
   const bool scalar = engine.config().head == HeadKind::kScalar;
   const absl::Status done =
-      scalar ? engine.AccumulateValues(
-                   batch,
-                   [](std::span<const float>, std::span<float> gradient) {
-                     for (size_t i = 0; i < gradient.size(); ++i) {
-                       gradient[i] =
-                           static_cast<float>(std::cos(1.0 + double(i)));
-                     }
-                     return absl::OkStatus();
-                   })
-             : engine.AccumulateLogprobs(
-                   batch, 0.9, true,
-                   [](const LogprobOutput& out, LogprobGradient* gradient) {
-                     gradient->entropies.assign(out.logprobs.size(), 0.1f);
-                     gradient->logprobs.assign(out.logprobs.size(), -1.0f);
-                     return absl::OkStatus();
-                   });
+      scalar
+          ? engine.AccumulateValues(
+                batch,
+                [](std::span<const float>, std::span<float> gradient) {
+                  for (size_t i = 0; i < gradient.size(); ++i) {
+                    gradient[i] = static_cast<float>(std::cos(1.0 + double(i)));
+                  }
+                  return absl::OkStatus();
+                })
+          : engine.AccumulateLogprobs(
+                batch, 0.9, true,
+                [](const LogprobOutput& out, LogprobGradient* gradient) {
+                  gradient->entropies.assign(out.logprobs.size(), 0.1f);
+                  gradient->logprobs.assign(out.logprobs.size(), -1.0f);
+                  return absl::OkStatus();
+                });
   EXPECT_OK(done);
   return {engine.Gradients().begin(), engine.Gradients().end()};
 }
@@ -119,9 +119,8 @@ TEST(Bf16Test, TrainerSeesEveryChangeOfItsMasterWeights) {
   ASSERT_OK_AND_ASSIGN(const auto after, engine->Logprobs(batch, 1, false));
   EXPECT_NE(before.logprobs, after.logprobs);
   // A frozen engine with the same weights computes the same bits.
-  ASSERT_OK_AND_ASSIGN(auto snapshot,
-                       SnapshotFromFloats(engine->layout(),
-                                          engine->Parameters()));
+  ASSERT_OK_AND_ASSIGN(auto snapshot, SnapshotFromFloats(engine->layout(),
+                                                         engine->Parameters()));
   ASSERT_OK_AND_ASSIGN(auto scorer, MakeScoreEngine(Bf16()));
   ASSERT_OK(scorer->Load(snapshot));
   ASSERT_OK_AND_ASSIGN(const auto frozen, scorer->Logprobs(batch, 1, false));
@@ -171,8 +170,8 @@ TEST(Bf16Test, RatioOfTheFirstMinibatchIsOne) {
       for (size_t t = 0; t < rollout.tokens[r].size(); ++t) {
         const size_t i = r * static_cast<size_t>(batch.length) +
                          request.prompts[r].size() - 1 + t;
-        const double ratio = std::exp(double{out.logprobs[i]} -
-                                      double{rollout.logprobs[r][t]});
+        const double ratio =
+            std::exp(double{out.logprobs[i]} - double{rollout.logprobs[r][t]});
         ratios += ratio;
         worst = std::max(worst, std::abs(ratio - 1));
         logprobs += double{rollout.logprobs[r][t]};

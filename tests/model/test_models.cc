@@ -36,8 +36,7 @@ ModelConfig TinyConfig(const std::string& name) {
     config.tied_embeddings = false;
     if (name == "llama3") config.rope_scaling = RopeScaling{8, 1, 4, 16};
   } else if (name == "qwen2" || name == "qwen3") {
-    config.family =
-        name == "qwen2" ? ModelFamily::kQwen2 : ModelFamily::kQwen3;
+    config.family = name == "qwen2" ? ModelFamily::kQwen2 : ModelFamily::kQwen3;
     config.rope_theta = 1e6;
     config.norm_eps = 1e-6;
     if (name == "qwen3") config.head_dim = 6;
@@ -86,9 +85,8 @@ std::shared_ptr<const Snapshot> Filled(
 }  // namespace
 
 std::shared_ptr<const Snapshot> SineSnapshot(const ModelConfig& config) {
-  return Filled(config, [&](std::span<float> out) {
-    SineFill(config, 1.3, 0.7, out);
-  });
+  return Filled(config,
+                [&](std::span<float> out) { SineFill(config, 1.3, 0.7, out); });
 }
 
 std::shared_ptr<const Snapshot> RandomSnapshot(const ModelConfig& config,

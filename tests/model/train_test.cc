@@ -84,9 +84,9 @@ double ScalarLossOf(const ModelForwardRequest& request, bool scores) {
 }
 
 // Compares three elements of every tensor.
-void CompareGradients(TrainEngine& engine, ModelForwardRequest request,
-                      const std::function<double(
-                          const ModelForwardRequest&)>& loss) {
+void CompareGradients(
+    TrainEngine& engine, ModelForwardRequest request,
+    const std::function<double(const ModelForwardRequest&)>& loss) {
   const Manifest& layout = engine.layout();
   for (size_t k = 0; k < layout.tensors.size(); ++k) {
     SCOPED_TRACE(layout.tensors[k].name);
@@ -107,8 +107,7 @@ void CompareGradients(TrainEngine& engine, ModelForwardRequest request,
   }
 }
 
-absl::Status WeightedLoss(const LogprobOutput& out,
-                          LogprobGradient* gradient) {
+absl::Status WeightedLoss(const LogprobOutput& out, LogprobGradient* gradient) {
   gradient->entropies.resize(out.logprobs.size());
   for (size_t i = 0; i < out.logprobs.size(); ++i) {
     gradient->logprobs[i] = static_cast<float>(LogprobWeight(i));
@@ -128,8 +127,8 @@ TEST(TrainEngineTest, LogprobGradientsMatchFiniteDifferences) {
       if (!fused) options.max_logit_elements = 44;
       auto engine = LoadedTrainEngine(SineSnapshot(config), options);
       const TokenBatch batch = SmallBatch(config);
-      ASSERT_OK(engine->AccumulateLogprobs(batch, kTemperature, true,
-                                           WeightedLoss));
+      ASSERT_OK(
+          engine->AccumulateLogprobs(batch, kTemperature, true, WeightedLoss));
       CompareGradients(*engine, AsRequest(config, batch),
                        [&](const ModelForwardRequest& request) {
                          return LogprobLossOf(request, batch);
@@ -257,9 +256,8 @@ TEST(TrainEngineTest, StepsOnTheFlatBufferChangeTheModel) {
   }
   EXPECT_GT(total(), before + 5.0);
   // The stepped weights are a snapshot that another engine reads alike.
-  ASSERT_OK_AND_ASSIGN(auto snapshot, SnapshotFromFloats(
-                                          engine->layout(),
-                                          engine->Parameters()));
+  ASSERT_OK_AND_ASSIGN(auto snapshot, SnapshotFromFloats(engine->layout(),
+                                                         engine->Parameters()));
   ASSERT_OK_AND_ASSIGN(auto scorer, MakeScoreEngine(EngineOptions()));
   ASSERT_OK(scorer->Load(snapshot));
   ASSERT_OK_AND_ASSIGN(LogprobOutput a, scorer->Logprobs(batch, 1.0, false));

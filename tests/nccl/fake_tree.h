@@ -22,14 +22,12 @@ class FakeTree {
   void Library(const std::string& path, const std::vector<std::string>& needed,
                const std::string& runpath = "") const {
     const std::string full = JoinPath(root_, path);
-    COX_CHECK(
-        Fs::Real().MakeDirs(full.substr(0, full.rfind('/'))).ok());
+    COX_CHECK(Fs::Real().MakeDirs(full.substr(0, full.rfind('/'))).ok());
     COX_CHECK(WriteFileDurably(Fs::Real(), full, Elf(needed, runpath)).ok());
   }
   void Text(const std::string& path, const std::string& text) const {
     const std::string full = JoinPath(root_, path);
-    COX_CHECK(
-        Fs::Real().MakeDirs(full.substr(0, full.rfind('/'))).ok());
+    COX_CHECK(Fs::Real().MakeDirs(full.substr(0, full.rfind('/'))).ok());
     COX_CHECK(WriteFileDurably(Fs::Real(), full, text).ok());
   }
   std::string Real(const std::string& path) const {

@@ -25,11 +25,12 @@ constexpr bool kSameWord = sizeof(Ours) == sizeof(Theirs) &&
 template <typename Ours, typename Theirs>
 struct SameCall : std::false_type {};
 template <typename R1, typename... A1, typename R2, typename... A2>
-  requires(sizeof...(A1) == sizeof...(A2))
-struct SameCall<R1 (*)(A1...), R2 (*)(A2...)>
-    : std::bool_constant<kSameWord<R1, R2> && (kSameWord<A1, A2> && ...)> {};
+requires(sizeof...(A1) ==
+         sizeof...(A2)) struct SameCall<R1 (*)(A1...), R2 (*)(A2...)>
+    : std::bool_constant<kSameWord<R1, R2> && (kSameWord<A1, A2> && ...)> {
+};
 
-#define COX_SAME_CALL(table, member, function)                             \
+#define COX_SAME_CALL(table, member, function) \
   static_assert(SameCall<decltype(table::member), decltype(&function)>::value)
 
 #ifdef COX_HAVE_CUDART_HEADER
@@ -49,8 +50,8 @@ COX_SAME_CALL(CudaApi, driver_get_version, ::cudaDriverGetVersion);
 COX_SAME_CALL(CudaApi, runtime_get_version, ::cudaRuntimeGetVersion);
 COX_SAME_CALL(CudaApi, get_error_string, ::cudaGetErrorString);
 // Overloaded in C++: the cast picks the C function.
-#define COX_SAME_OVERLOAD(member, type, function)           \
-  static_assert(SameCall<decltype(CudaApi::member),         \
+#define COX_SAME_OVERLOAD(member, type, function)   \
+  static_assert(SameCall<decltype(CudaApi::member), \
                          decltype(static_cast<type>(&function))>::value)
 using Allocate = cudaError_t (*)(void**, size_t);
 using MakeEvent = cudaError_t (*)(cudaEvent_t*, unsigned int);
@@ -120,8 +121,10 @@ static_assert(offsetof(NcclConfig, magic) == offsetof(ncclConfig_t, magic));
 static_assert(offsetof(NcclConfig, version) == offsetof(ncclConfig_t, version));
 static_assert(offsetof(NcclConfig, blocking) ==
               offsetof(ncclConfig_t, blocking));
-static_assert(offsetof(NcclConfig, max_ctas) == offsetof(ncclConfig_t, maxCTAs));
-static_assert(offsetof(NcclConfig, net_name) == offsetof(ncclConfig_t, netName));
+static_assert(offsetof(NcclConfig, max_ctas) ==
+              offsetof(ncclConfig_t, maxCTAs));
+static_assert(offsetof(NcclConfig, net_name) ==
+              offsetof(ncclConfig_t, netName));
 static_assert(offsetof(NcclConfig, split_share) ==
               offsetof(ncclConfig_t, splitShare));
 #endif

@@ -101,8 +101,8 @@ TEST(CudaSearchTest, APyTorchFolderComesBeforeTheSystem) {
   tree.Library("usr/local/cuda/lib64/libnccl.so.2", {});
   // Each of these names the same folder.
   for (const char* given : {"site", "site/torch"}) {
-    const auto folders = CudaFolders(
-        SearchOf({{"COX_TORCH_DIR", dir.Join(given)}}, dir.path()));
+    const auto folders =
+        CudaFolders(SearchOf({{"COX_TORCH_DIR", dir.Join(given)}}, dir.path()));
     EXPECT_EQ(FindCudaLibrary(folders, {"libnccl.so.2"}).value_or(""),
               tree.Real("site/nvidia/nccl/lib/libnccl.so.2"))
         << given;
@@ -137,9 +137,9 @@ TEST(ElfNeedsTest, NamesWhatIsMissingAndForWhom) {
                "$ORIGIN/../cu13");
   tree.Library("cu13/libcublas.so.13", {"libcublasLt.so.13"});
   tree.Library("other/libcublasLt.so.13", {"libcublas.so.13"});
-  ASSERT_OK_AND_ASSIGN(const ElfWalk walk,
-                       WalkElfNeeds(dir.Join("torch/libtorch_cuda.so"),
-                                    {dir.Join("other")}));
+  ASSERT_OK_AND_ASSIGN(
+      const ElfWalk walk,
+      WalkElfNeeds(dir.Join("torch/libtorch_cuda.so"), {dir.Join("other")}));
   ASSERT_EQ(walk.missing.size(), 1u);
   EXPECT_EQ(walk.missing[0].name, "libcudnn.so.9");
   EXPECT_EQ(walk.missing[0].needed_by, "libtorch_cuda.so");

@@ -66,8 +66,8 @@ TEST_P(NcclWorldTest, NcclsOwnOrderHasTheSameBitsOnAllRanks) {
     // The fake would hide nothing: with more than two terms it differs.
     CHILD_CHECK((data == expected) == (size <= 2));
     std::vector<float> block(kElements / static_cast<size_t>(size));
-    const std::vector<float> raw = RankData(comm.rank(), block.size() *
-                                            static_cast<size_t>(size));
+    const std::vector<float> raw =
+        RankData(comm.rank(), block.size() * static_cast<size_t>(size));
     CHILD_CHECK_OK(comm.ReduceScatterSum(raw, block));
     CHILD_CHECK_OK(WriteFileDurably(
         Fs::Real(), JoinPath(world.dir(), absl::StrCat("sum-", comm.rank())),
@@ -96,8 +96,8 @@ float* OnDevice(NcclCollective& comm, const std::vector<float>& values,
   COX_CHECK(comm.cuda().malloc_host(&pinned, bytes) == CudaResult::kSuccess);
   std::memcpy(pinned, values.data(), bytes);
   COX_CHECK(comm.cuda().memcpy_async(device, pinned, bytes,
-                                     CudaCopy::kHostToDevice, stream) ==
-            CudaResult::kSuccess);
+                                     CudaCopy::kHostToDevice,
+                                     stream) == CudaResult::kSuccess);
   return static_cast<float*>(device);  // `pinned` stays in use by the stream
 }
 
@@ -107,8 +107,8 @@ std::vector<float> FromDevice(NcclCollective& comm, const float* device,
   COX_CHECK(comm.cuda().malloc_host(&pinned, n * sizeof(float)) ==
             CudaResult::kSuccess);
   COX_CHECK(comm.cuda().memcpy_async(pinned, device, n * sizeof(float),
-                                     CudaCopy::kDeviceToHost, stream) ==
-            CudaResult::kSuccess);
+                                     CudaCopy::kDeviceToHost,
+                                     stream) == CudaResult::kSuccess);
   COX_CHECK(comm.cuda().stream_synchronize(stream) == CudaResult::kSuccess);
   const float* values = static_cast<const float*>(pinned);
   return {values, values + n};
@@ -131,11 +131,10 @@ int ReduceWhileComputing(NcclCollective& comm) {
   std::vector<int64_t> tickets;
   for (size_t b = 0; b < kBuckets; ++b) {
     const auto from = own.begin() + static_cast<std::ptrdiff_t>(b * kSize);
-    buckets.push_back(OnDevice(
-        comm, std::vector<float>(from, from + kSize), engine));
-    const auto ticket = comm.Start({.out = buckets.back(),
-                                    .count = kSize,
-                                    .producer = engine});
+    buckets.push_back(
+        OnDevice(comm, std::vector<float>(from, from + kSize), engine));
+    const auto ticket =
+        comm.Start({.out = buckets.back(), .count = kSize, .producer = engine});
     CHILD_CHECK_OK(ticket.status());
     tickets.push_back(*ticket);
   }
@@ -148,9 +147,9 @@ int ReduceWhileComputing(NcclCollective& comm) {
       CHILD_CHECK_OK(comm.WaitOnStream(tickets[b], reader));
     }
     const std::vector<float> sum = FromDevice(comm, buckets[b], kSize, reader);
-    CHILD_CHECK(std::equal(sum.begin(), sum.end(),
-                           expected.begin() +
-                               static_cast<std::ptrdiff_t>(b * kSize)));
+    CHILD_CHECK(
+        std::equal(sum.begin(), sum.end(),
+                   expected.begin() + static_cast<std::ptrdiff_t>(b * kSize)));
   }
   CHILD_CHECK_OK(comm.Wait(tickets.back()));
   CHILD_CHECK_OK(comm.Wait(tickets.front()));  // long done
@@ -160,8 +159,7 @@ int ReduceWhileComputing(NcclCollective& comm) {
   }
   // The other kinds, once each.
   const auto world = static_cast<size_t>(comm.world_size());
-  float* scratch = OnDevice(
-      comm, RankData(comm.rank(), world * kSize), engine);
+  float* scratch = OnDevice(comm, RankData(comm.rank(), world * kSize), engine);
   float* part = OnDevice(comm, std::vector<float>(kSize), engine);
   CHILD_CHECK_OK(comm.Start({.kind = NcclCall::Kind::kReduceScatterSum,
                              .in = scratch,
@@ -203,16 +201,13 @@ TEST(NcclOptionsTest, ImpossibleOptionsAreInvalid) {
   NcclOptions options;
   options.rank = 2;
   options.world_size = 2;
-  EXPECT_THAT(MakeNccl(options),
-              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(MakeNccl(options), StatusIs(absl::StatusCode::kInvalidArgument));
   options.rank = 0;
   options.timeout = absl::InfiniteDuration();
-  EXPECT_THAT(MakeNccl(options),
-              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(MakeNccl(options), StatusIs(absl::StatusCode::kInvalidArgument));
   options.timeout = absl::Seconds(1);
   options.bucket_bytes = 17;
-  EXPECT_THAT(MakeNccl(options),
-              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(MakeNccl(options), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 TEST(NcclIdTest, TextSurvivesTheWayThroughTheCoordinator) {

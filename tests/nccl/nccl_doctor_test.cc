@@ -44,10 +44,10 @@ TEST(DoctorGpuTest, AnEmptyMachineLacksEverything) {
 TEST(DoctorGpuTest, NamesExactlyTheLibrariesThatLibTorchLacks) {
   TempDir dir;
   const FakeTree tree(dir.path());
-  tree.Library("site/torch/lib/libtorch_cuda.so",
-               {"libc10_cuda.so", "libcublas.so.13", "libcudnn.so.9",
-                "libnccl.so.2"},
-               "$ORIGIN");
+  tree.Library(
+      "site/torch/lib/libtorch_cuda.so",
+      {"libc10_cuda.so", "libcublas.so.13", "libcudnn.so.9", "libnccl.so.2"},
+      "$ORIGIN");
   tree.Library("site/torch/lib/libc10_cuda.so", {"libcudart.so.13"});
   tree.Library("site/nvidia/cu13/lib/libcudart.so.13", {});
   tree.Library("site/nvidia/nccl/lib/libnccl.so.2", {});
@@ -57,11 +57,11 @@ TEST(DoctorGpuTest, NamesExactlyTheLibrariesThatLibTorchLacks) {
   EXPECT_TRUE(rows.at("NCCL").present);
   const GpuRow torch = rows.at("LibTorch for CUDA");
   EXPECT_FALSE(torch.present);
-  EXPECT_THAT(torch.detail,
-              AllOf(HasSubstr("libcudnn.so.9 (for libtorch_cuda.so)"),
-                    HasSubstr("libcublasLt.so.13 (for libcublas.so.13)"),
-                    Not(HasSubstr("libcublas.so.13 (")),
-                    Not(HasSubstr("libnccl"))));
+  EXPECT_THAT(
+      torch.detail,
+      AllOf(HasSubstr("libcudnn.so.9 (for libtorch_cuda.so)"),
+            HasSubstr("libcublasLt.so.13 (for libcublas.so.13)"),
+            Not(HasSubstr("libcublas.so.13 (")), Not(HasSubstr("libnccl"))));
 }
 
 TEST(DoctorGpuTest, ACompleteMachineIsOk) {
@@ -79,7 +79,8 @@ TEST(DoctorGpuTest, ACompleteMachineIsOk) {
   places.plugin = "lib/libcox_gpu.so";
   const auto rows = Inspect(places);
   for (const auto& [what, row] : rows) EXPECT_TRUE(row.present) << what;
-  EXPECT_THAT(rows.at("NVIDIA driver").detail, HasSubstr("NVRM version: 580.1"));
+  EXPECT_THAT(rows.at("NVIDIA driver").detail,
+              HasSubstr("NVRM version: 580.1"));
   EXPECT_THAT(rows.at("GPUs").detail, HasSubstr("2 in /dev"));
 }
 

@@ -52,9 +52,9 @@ struct Case {
   const char* name;
   const char* fault;
   bool silent;
-  bool killed;       // the rank of the fault does not end by itself
-  int faulty;        // exit code of the rank of the fault
-  int others;        // of all others; 0: aborted or late, whichever is first
+  bool killed;  // the rank of the fault does not end by itself
+  int faulty;   // exit code of the rank of the fault
+  int others;   // of all others; 0: aborted or late, whichever is first
 };
 
 constexpr Case kCases[] = {
@@ -80,8 +80,7 @@ TEST_P(NcclFaultTest, EndsAllRanksAndANewGenerationGoesOn) {
   const int victim = size - 1;
   // Short enough to wait for, long enough for processes to meet.
   const absl::Duration timeout =
-      fault.silent || fault.faulty == kEndedLate ? absl::Seconds(1)
-                                                 : kSoon;
+      fault.silent || fault.faulty == kEndedLate ? absl::Seconds(1) : kSoon;
   NcclWorld::Settings settings;
   settings.timeout = timeout;
   // The first call is the group's own check.
@@ -132,12 +131,11 @@ std::vector<Parameter> AllCases() {
   return all;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Faults, NcclFaultTest, ::testing::ValuesIn(AllCases()),
-    [](const auto& parameter) {
-      return absl::StrCat(parameter.param.fault.name, "Of",
-                          parameter.param.size);
-    });
+INSTANTIATE_TEST_SUITE_P(Faults, NcclFaultTest, ::testing::ValuesIn(AllCases()),
+                         [](const auto& parameter) {
+                           return absl::StrCat(parameter.param.fault.name, "Of",
+                                               parameter.param.size);
+                         });
 
 TEST(NcclGroupEndTest, ASlowRankIsWaitedFor) {
   NcclWorld world(2);

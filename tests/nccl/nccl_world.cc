@@ -121,8 +121,8 @@ void NcclWorld::ExpectNobodyMeets() {
   for (int rank = 0; rank < size_; ++rank) {
     const ChildExit exit = WaitChild(pid(rank), kSoon);
     ASSERT_TRUE(exit.exited) << "rank " << rank << " hangs";
-    EXPECT_TRUE(exit.signal == 0 && (exit.code == kNoGroupInTime ||
-                                     exit.code == kNoGroup))
+    EXPECT_TRUE(exit.signal == 0 &&
+                (exit.code == kNoGroupInTime || exit.code == kNoGroup))
         << "rank " << rank << ": code " << exit.code << ", signal "
         << exit.signal;
     in_time += exit.code == kNoGroupInTime ? 1 : 0;

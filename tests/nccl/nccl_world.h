@@ -18,7 +18,7 @@
 namespace cox {
 
 // Exit codes of a child whose group did not form.
-inline constexpr int kNoGroup = 100;       // ABORTED
+inline constexpr int kNoGroup = 100;        // ABORTED
 inline constexpr int kNoGroupInTime = 101;  // DEADLINE_EXCEEDED
 inline constexpr int kNoGroupOther = 102;
 

@@ -26,9 +26,8 @@ absl::StatusOr<Json> WhitenOp(const Args& args) {
     const std::vector<int64_t>& rows = plan.rows[rank];
     const std::vector<T> local = TakeRows(x, rows);
     const std::vector<uint8_t> local_mask = TakeRows(mask, rows);
-    COX_ASSIGN_OR_RETURN(
-        const Whitened<T> whitened,
-        Whiten<T>(local, local_mask, options, reducer));
+    COX_ASSIGN_OR_RETURN(const Whitened<T> whitened,
+                         Whiten<T>(local, local_mask, options, reducer));
     PutRows<T>(whitened.out, rows, &out);
     if (rank == 0) {
       mean = whitened.mean;
@@ -57,9 +56,8 @@ absl::StatusOr<Json> AggregateOp(const Args& args) {
     const std::vector<uint8_t> rank_mask = TakeRows(mask, plan.rows[rank]);
     const Shape2 rank_shape{static_cast<int64_t>(plan.rows[rank].size()),
                             loss.dims[1]};
-    COX_ASSIGN_OR_RETURN(
-        const LossNormalizer normalizer,
-        MakeNormalizer(rank_shape, rank_mask, t_max, reducer));
+    COX_ASSIGN_OR_RETURN(const LossNormalizer normalizer,
+                         MakeNormalizer(rank_shape, rank_mask, t_max, reducer));
     // Also checks the arguments of a rank without rows.
     COX_RETURN_IF_ERROR(
         TokenWeights(rank_shape, rank_mask, *agg, normalizer).status());
@@ -69,8 +67,8 @@ absl::StatusOr<Json> AggregateOp(const Args& args) {
       const std::vector<uint8_t> part_mask = TakeRows(mask, rows);
       COX_ASSIGN_OR_RETURN(
           const Aggregated result,
-          Aggregate<T>({static_cast<int64_t>(rows.size()), loss.dims[1]},
-                       part, part_mask, *agg, normalizer));
+          Aggregate<T>({static_cast<int64_t>(rows.size()), loss.dims[1]}, part,
+                       part_mask, *agg, normalizer));
       sum[0] += result.value;
       PutRows<double>(result.weight, rows, &weight);
     }
@@ -91,10 +89,9 @@ absl::StatusOr<Json> GaeOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(const Tensor<uint8_t> mask, args.Mask(rewards.dims));
   COX_ASSIGN_OR_RETURN(const double gamma, args.Number("gamma", 1));
   COX_ASSIGN_OR_RETURN(const double lambda, args.Number("lambda", 0.95));
-  COX_ASSIGN_OR_RETURN(
-      const GaeResult<T> result,
-      Gae(rewards.shape(), rewards.span(), values.span(), mask.span(), gamma,
-          lambda));
+  COX_ASSIGN_OR_RETURN(const GaeResult<T> result,
+                       Gae(rewards.shape(), rewards.span(), values.span(),
+                           mask.span(), gamma, lambda));
   return Json{{"advantages", EncodeTensor(result.advantages, rewards.dims)},
               {"returns", EncodeTensor(result.returns, rewards.dims)}};
 }
@@ -134,9 +131,8 @@ absl::StatusOr<GroupArgs<T>> ReadGroupArgs(const Args& args,
   }
   for (int64_t i = 0; i < batch; ++i) {
     // An invalid row's score is no number to be summed over ranks.
-    group.scores.push_back(group.valid[i] != 0
-                               ? static_cast<double>(scores.data[i])
-                               : 0.0);
+    group.scores.push_back(
+        group.valid[i] != 0 ? static_cast<double>(scores.data[i]) : 0.0);
   }
   COX_ASSIGN_OR_RETURN(group.eps, args.Number("eps", 1e-6));
   return group;
@@ -147,8 +143,7 @@ absl::StatusOr<Json> GroupAdvantagesOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(const std::string name, args.String("kind"));
   const absl::StatusOr<GroupEstimator> kind = ParseGroupEstimator(name);
   COX_RETURN_IF_ERROR(Named("kind", kind.status()));
-  COX_ASSIGN_OR_RETURN(const GroupArgs<T> group,
-                       ReadGroupArgs<T>(args, *kind));
+  COX_ASSIGN_OR_RETURN(const GroupArgs<T> group, ReadGroupArgs<T>(args, *kind));
   const int64_t batch = group.mask.dims[0];
   COX_ASSIGN_OR_RETURN(const RankPlan plan, ReadRankPlan(args, batch));
   std::vector<T> out(group.mask.data.size());
@@ -188,16 +183,20 @@ absl::StatusOr<Json> GroupAdvantagesOp(const Args& args) {
 void RegisterAdvantageOps(Registry* registry) {
   registry->Add("whiten", Op{{"x", "mask", "shift_mean", "ddof", "eps",
                               COX_OPS_RANK_ARGS},
-                             WhitenOp<double>, WhitenOp<float>});
+                             WhitenOp<double>,
+                             WhitenOp<float>});
   registry->Add("aggregate",
                 Op{{"loss", "mask", "mode", "t_max", COX_OPS_RANK_ARGS},
-                   AggregateOp<double>, AggregateOp<float>});
+                   AggregateOp<double>,
+                   AggregateOp<float>});
   registry->Add("gae", Op{{"rewards", "values", "mask", "gamma", "lambda"},
-                          GaeOp<double>, GaeOp<float>});
+                          GaeOp<double>,
+                          GaeOp<float>});
   registry->Add("group_advantages",
                 Op{{"kind", "mask", "scores", "group", "valid", "eps",
                     "token_rewards", COX_OPS_RANK_ARGS},
-                   GroupAdvantagesOp<double>, GroupAdvantagesOp<float>});
+                   GroupAdvantagesOp<double>,
+                   GroupAdvantagesOp<float>});
 }
 
 }  // namespace cox::ops

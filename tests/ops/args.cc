@@ -89,8 +89,8 @@ absl::Status Collect(const std::string& name, const Json& node, size_t depth,
     return absl::OkStatus();
   }
   if (!node.is_array()) {
-    return Bad(name, absl::StrCat("must be nested lists of depth ",
-                                  out->dims.size()));
+    return Bad(
+        name, absl::StrCat("must be nested lists of depth ", out->dims.size()));
   }
   const int64_t size = static_cast<int64_t>(node.size());
   if (out->dims[depth] < 0) out->dims[depth] = size;
@@ -112,8 +112,8 @@ absl::StatusOr<Tensor<T>> ReadTensor(const std::string& name, const Json& node,
 }
 
 template <typename T>
-absl::StatusOr<std::vector<std::vector<T>>> ReadRagged(
-    const std::string& name, const Json& node) {
+absl::StatusOr<std::vector<std::vector<T>>> ReadRagged(const std::string& name,
+                                                       const Json& node) {
   if (!node.is_array()) return Bad(name, "must be a list of lists");
   std::vector<std::vector<T>> rows;
   for (const Json& child : node) {
@@ -142,8 +142,7 @@ absl::Status CheckDims(const std::string& name, std::span<const int64_t> dims,
   return absl::OkStatus();
 }
 
-absl::Status Args::CheckNames(
-    std::span<const std::string_view> allowed) const {
+absl::Status Args::CheckNames(std::span<const std::string_view> allowed) const {
   for (const auto& [key, value] : object_.items()) {
     if (std::find(allowed.begin(), allowed.end(), key) == allowed.end()) {
       return Bad(prefix_ + key, "unknown argument");
@@ -214,8 +213,7 @@ absl::StatusOr<uint64_t> Args::Uint(const char* name) const {
   return value;
 }
 
-absl::StatusOr<uint64_t> Args::Uint(const char* name,
-                                    uint64_t fallback) const {
+absl::StatusOr<uint64_t> Args::Uint(const char* name, uint64_t fallback) const {
   if (!Has(name)) return fallback;
   return Uint(name);
 }
@@ -251,14 +249,12 @@ absl::StatusOr<Tensor<int64_t>> Args::Ints(const char* name, int rank) const {
   return ReadTensor<int64_t>(Path(name), *node, rank);
 }
 
-absl::StatusOr<Tensor<uint64_t>> Args::Uints(const char* name,
-                                             int rank) const {
+absl::StatusOr<Tensor<uint64_t>> Args::Uints(const char* name, int rank) const {
   COX_ASSIGN_OR_RETURN(const Json* node, Raw(name));
   return ReadTensor<uint64_t>(Path(name), *node, rank);
 }
 
-absl::StatusOr<Tensor<uint8_t>> Args::Flags(const char* name,
-                                            int rank) const {
+absl::StatusOr<Tensor<uint8_t>> Args::Flags(const char* name, int rank) const {
   COX_ASSIGN_OR_RETURN(const Json* node, Raw(name));
   return ReadTensor<uint8_t>(Path(name), *node, rank);
 }
@@ -314,8 +310,7 @@ absl::StatusOr<std::vector<std::vector<T>>> Args::RaggedFloats(
   return ReadRagged<T>(Path(name), *node);
 }
 
-absl::StatusOr<std::vector<std::string>> Args::Strings(
-    const char* name) const {
+absl::StatusOr<std::vector<std::string>> Args::Strings(const char* name) const {
   COX_ASSIGN_OR_RETURN(const Json* node, Raw(name));
   if (!node->is_array()) return Bad(Path(name), "must be a list");
   std::vector<std::string> strings;
@@ -350,15 +345,14 @@ Json EncodeBools(std::span<const uint8_t> data) {
   return list;
 }
 
-#define COX_INSTANTIATE(T)                                               \
-  template absl::StatusOr<Tensor<T>> Args::Floats<T>(const char*, int)   \
-      const;                                                             \
-  template absl::StatusOr<Tensor<T>> Args::FloatsLike<T>(                \
-      const char*, std::span<const int64_t>) const;                      \
-  template absl::StatusOr<Tensor<T>> Args::MaybeFloats<T>(               \
-      const char*, std::span<const int64_t>) const;                      \
-  template absl::StatusOr<std::vector<std::vector<T>>>                   \
-  Args::RaggedFloats<T>(const char*) const;
+#define COX_INSTANTIATE(T)                                                    \
+  template absl::StatusOr<Tensor<T>> Args::Floats<T>(const char*, int) const; \
+  template absl::StatusOr<Tensor<T>> Args::FloatsLike<T>(                     \
+      const char*, std::span<const int64_t>) const;                           \
+  template absl::StatusOr<Tensor<T>> Args::MaybeFloats<T>(                    \
+      const char*, std::span<const int64_t>) const;                           \
+  template absl::StatusOr<std::vector<std::vector<T>>> Args::RaggedFloats<T>( \
+      const char*) const;
 COX_INSTANTIATE(float)
 COX_INSTANTIATE(double)
 #undef COX_INSTANTIATE

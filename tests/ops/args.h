@@ -143,8 +143,7 @@ Json EncodeTensor(std::span<const T> data, std::span<const int64_t> dims) {
 template <typename T>
 Json EncodeTensor(const std::vector<T>& data,
                   const std::vector<int64_t>& dims) {
-  return EncodeTensor(std::span<const T>(data),
-                      std::span<const int64_t>(dims));
+  return EncodeTensor(std::span<const T>(data), std::span<const int64_t>(dims));
 }
 
 }  // namespace cox::ops

@@ -163,8 +163,7 @@ absl::StatusOr<Json> ModelForwardOp(const Args& args) {
   request.length = tokens.dims[1];
   request.mask.assign(tokens.data.size(), 1);
   if (args.Has("attention_mask")) {
-    COX_ASSIGN_OR_RETURN(Tensor<uint8_t> mask,
-                         args.Flags("attention_mask", 2));
+    COX_ASSIGN_OR_RETURN(Tensor<uint8_t> mask, args.Flags("attention_mask", 2));
     COX_RETURN_IF_ERROR(CheckDims("attention_mask", mask.dims, tokens.dims));
     request.mask = std::move(mask.data);
   }
@@ -172,17 +171,16 @@ absl::StatusOr<Json> ModelForwardOp(const Args& args) {
   COX_RETURN_IF_ERROR(ReadInstruction(args, request.batch, &request));
   COX_ASSIGN_OR_RETURN(request.temperature, args.Number("temperature", 1));
   COX_RETURN_IF_ERROR(CheckPositive("temperature", request.temperature));
-  COX_ASSIGN_OR_RETURN(const ModelForwardResult result,
-                       ModelForward(request));
+  COX_ASSIGN_OR_RETURN(const ModelForwardResult result, ModelForward(request));
   const std::vector<int64_t>& dims = tokens.dims;
   if (model.config.head == HeadKind::kScalar) {
     return Json{{"values", EncodeTensor(Narrow<T>(result.values), dims)},
                 {"score", EncodeList(Narrow<T>(result.score))}};
   }
-  return Json{{"logits", EncodeTensor(Narrow<T>(result.logits),
-                                      {dims[0], dims[1],
-                                       model.config.vocab_size})},
-              {"logprob", EncodeTensor(Narrow<T>(result.logprob), dims)}};
+  return Json{
+      {"logits", EncodeTensor(Narrow<T>(result.logits),
+                              {dims[0], dims[1], model.config.vocab_size})},
+      {"logprob", EncodeTensor(Narrow<T>(result.logprob), dims)}};
 }
 
 absl::StatusOr<Json> ModelFillOp(const Args& args) {
@@ -291,17 +289,18 @@ void RegisterModelOps(Registry* registry) {
   registry->Add("model_forward",
                 Op{{"model", "tokens", "attention_mask", "instruction",
                     "instruction_mask", "temperature"},
-                   ModelForwardOp<double>, ModelForwardOp<float>});
+                   ModelForwardOp<double>,
+                   ModelForwardOp<float>});
   registry->Add("model_fill",
                 {"config", "fill", "out_dir", "save_dtype", "max_shard_bytes"},
                 ModelFillOp);
   registry->Add("generate",
-                {"model", "prompts", "seed", "keys", "max_new_tokens",
-                 "pad_id", "instructions", COX_OPS_SAMPLING_ARGS},
+                {"model", "prompts", "seed", "keys", "max_new_tokens", "pad_id",
+                 "instructions", COX_OPS_SAMPLING_ARGS},
                 GenerateOp);
   registry->Add("generate_greedy",
-                {"model", "prompts", "max_new_tokens", "pad_id",
-                 "instructions", "eos_ids", "min_new_tokens"},
+                {"model", "prompts", "max_new_tokens", "pad_id", "instructions",
+                 "eos_ids", "min_new_tokens"},
                 GenerateGreedyOp);
 }
 

@@ -20,8 +20,7 @@ absl::StatusOr<Json> LrScheduleOp(const Args& args) {
   }
   COX_ASSIGN_OR_RETURN(schedule.floor, args.Number("floor", 0));
   COX_ASSIGN_OR_RETURN(schedule.warmup, args.IntOr("warmup", 0));
-  COX_ASSIGN_OR_RETURN(schedule.warmup_start,
-                       args.Number("warmup_start", 0.1));
+  COX_ASSIGN_OR_RETURN(schedule.warmup_start, args.Number("warmup_start", 0.1));
   COX_RETURN_IF_ERROR(schedule.Validate());
   COX_ASSIGN_OR_RETURN(const Tensor<int64_t> steps, args.Ints("steps", 1));
   std::vector<double> lr;
@@ -136,8 +135,8 @@ absl::StatusOr<Json> DecayMaskOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                        args.Strings("names"));
   COX_ASSIGN_OR_RETURN(const auto shapes, args.RaggedInts("shapes"));
-  COX_RETURN_IF_ERROR(CheckSize("shapes", shapes.size(),
-                                static_cast<int64_t>(names.size())));
+  COX_RETURN_IF_ERROR(
+      CheckSize("shapes", shapes.size(), static_cast<int64_t>(names.size())));
   std::vector<uint8_t> decay;
   for (size_t i = 0; i < names.size(); ++i) {
     decay.push_back(HasWeightDecay(names[i], shapes[i]));
@@ -168,19 +167,20 @@ absl::StatusOr<Json> EmaOp(const Args& args) {
 }  // namespace
 
 void RegisterOptimOps(Registry* registry) {
-  registry->Add("lr_schedule",
-                {"kind", "peak", "total", "floor", "warmup", "warmup_start",
-                 "steps"},
-                LrScheduleOp);
-  registry->Add("optimizer",
-                Op{{"kind", "p", "grads", "lr", "betas", "eps",
-                    "weight_decay", "max_norm"},
-                   OptimizerOp<double>, OptimizerOp<float>});
-  registry->Add("grad_clip", Op{{"grads", "max_norm"}, GradClipOp<double>,
-                                GradClipOp<float>});
+  registry->Add(
+      "lr_schedule",
+      {"kind", "peak", "total", "floor", "warmup", "warmup_start", "steps"},
+      LrScheduleOp);
+  registry->Add("optimizer", Op{{"kind", "p", "grads", "lr", "betas", "eps",
+                                 "weight_decay", "max_norm"},
+                                OptimizerOp<double>,
+                                OptimizerOp<float>});
+  registry->Add(
+      "grad_clip",
+      Op{{"grads", "max_norm"}, GradClipOp<double>, GradClipOp<float>});
   registry->Add("decay_mask", {"names", "shapes"}, DecayMaskOp);
-  registry->Add("ema", Op{{"theta0", "thetas", "decay"}, EmaOp<double>,
-                          EmaOp<float>});
+  registry->Add("ema",
+                Op{{"theta0", "thetas", "decay"}, EmaOp<double>, EmaOp<float>});
 }
 
 }  // namespace cox::ops

@@ -13,8 +13,7 @@ namespace cox::ops {
 namespace {
 
 absl::StatusOr<LossAgg> ReadAgg(const Args& args, const char* fallback) {
-  COX_ASSIGN_OR_RETURN(const std::string name,
-                       args.StringOr("agg", fallback));
+  COX_ASSIGN_OR_RETURN(const std::string name, args.StringOr("agg", fallback));
   const absl::StatusOr<LossAgg> agg = ParseLossAgg(name);
   COX_RETURN_IF_ERROR(Named("agg", agg.status()));
   return *agg;
@@ -29,10 +28,10 @@ absl::StatusOr<PolicyLossOptions> ReadPolicyOptions(const Args& args) {
   COX_ASSIGN_OR_RETURN(options.eps_lo, args.Number("eps_lo", 0.2));
   COX_ASSIGN_OR_RETURN(options.eps_hi, args.Number("eps_hi", 0.2));
   COX_ASSIGN_OR_RETURN(options.dual_clip, args.MaybeNumber("dual_clip"));
-  COX_ASSIGN_OR_RETURN(
-      options.agg, ReadAgg(args, options.kind == PolicyLossKind::kGspo
-                                     ? "seq_mean_token_mean"
-                                     : "token_mean"));
+  COX_ASSIGN_OR_RETURN(options.agg,
+                       ReadAgg(args, options.kind == PolicyLossKind::kGspo
+                                         ? "seq_mean_token_mean"
+                                         : "token_mean"));
   COX_ASSIGN_OR_RETURN(const std::string mode_name,
                        args.StringOr("is_mode", "none"));
   const absl::StatusOr<IsMode> mode = ParseIsMode(mode_name);
@@ -71,14 +70,12 @@ absl::StatusOr<PolicyTensors<T>> ReadPolicyTensors(const Args& args) {
   PolicyTensors<T> t;
   COX_ASSIGN_OR_RETURN(t.logprob, args.Floats<T>("logprob", 2));
   const std::vector<int64_t>& dims = t.logprob.dims;
-  COX_ASSIGN_OR_RETURN(t.old_logprob,
-                       args.FloatsLike<T>("old_logprob", dims));
+  COX_ASSIGN_OR_RETURN(t.old_logprob, args.FloatsLike<T>("old_logprob", dims));
   COX_ASSIGN_OR_RETURN(t.advantages, args.FloatsLike<T>("advantages", dims));
   COX_ASSIGN_OR_RETURN(t.mask, args.Mask(dims));
   COX_ASSIGN_OR_RETURN(t.behaviour,
                        args.MaybeFloats<T>("behaviour_logprob", dims));
-  COX_ASSIGN_OR_RETURN(t.reference,
-                       args.MaybeFloats<T>("ref_logprob", dims));
+  COX_ASSIGN_OR_RETURN(t.reference, args.MaybeFloats<T>("ref_logprob", dims));
   return t;
 }
 
@@ -98,7 +95,12 @@ absl::StatusOr<PolicyLossResult<T>> RankPolicyLoss(
     const std::vector<T> reference = TakeRows(t.reference, rows);
     const PolicyLossInput<T> input{
         {static_cast<int64_t>(rows.size()), t.logprob.dims[1]},
-        logprob, old_logprob, advantages, mask, behaviour, reference};
+        logprob,
+        old_logprob,
+        advantages,
+        mask,
+        behaviour,
+        reference};
     COX_ASSIGN_OR_RETURN(const PolicyLossResult<T> part,
                          PolicyLoss(input, options, normalizer));
     total.loss += part.loss;
@@ -141,16 +143,15 @@ absl::StatusOr<Json> PolicyLossOp(const Args& args) {
   };
   COX_RETURN_IF_ERROR(RunRanks(plan.world, body));
   const bool ppo = options.kind == PolicyLossKind::kPpo;
-  return Json{
-      {"loss", EncodeNumber(loss)},
-      {"grad", EncodeTensor(grad, dims)},
-      {"metrics",
-       {{"approxkl", EncodeNumber(metrics.approxkl)},
-        {"ratio", EncodeNumber(metrics.ratio)},
-        {"clipfrac", ppo ? EncodeNumber(metrics.clipfrac) : Json()},
-        {"w_mean", EncodeNumber(metrics.w_mean)},
-        {"w_max", EncodeNumber(metrics.w_max)},
-        {"ess", EncodeNumber(metrics.ess)}}}};
+  return Json{{"loss", EncodeNumber(loss)},
+              {"grad", EncodeTensor(grad, dims)},
+              {"metrics",
+               {{"approxkl", EncodeNumber(metrics.approxkl)},
+                {"ratio", EncodeNumber(metrics.ratio)},
+                {"clipfrac", ppo ? EncodeNumber(metrics.clipfrac) : Json()},
+                {"w_mean", EncodeNumber(metrics.w_mean)},
+                {"w_max", EncodeNumber(metrics.w_max)},
+                {"ess", EncodeNumber(metrics.ess)}}}};
 }
 
 template <typename T>
@@ -166,10 +167,9 @@ absl::StatusOr<Json> ProxInterpolateOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(versions.proximal, args.Int("v_prox"));
   COX_ASSIGN_OR_RETURN(versions.policy, args.Int("v_theta"));
   const std::vector<uint8_t> mask(behaviour.data.size(), 1);
-  COX_ASSIGN_OR_RETURN(
-      const std::vector<T> prox,
-      ProxInterpolate(behaviour.shape(), behaviour.span(), policy.span(),
-                      mask, versions));
+  COX_ASSIGN_OR_RETURN(const std::vector<T> prox,
+                       ProxInterpolate(behaviour.shape(), behaviour.span(),
+                                       policy.span(), mask, versions));
   return Json{{"prox", EncodeTensor(prox, behaviour.dims)}};
 }
 
@@ -209,7 +209,10 @@ absl::StatusOr<Json> ValueLossOp(const Args& args) {
       const std::vector<uint8_t> part_mask = TakeRows(mask, rows);
       const ValueLossInput<T> input{
           {static_cast<int64_t>(rows.size()), dims[1]},
-          v, old, target, part_mask};
+          v,
+          old,
+          target,
+          part_mask};
       COX_ASSIGN_OR_RETURN(const ValueLossResult<T> part,
                            ValueLoss(input, options, normalizer));
       sum[0] += part.loss;
@@ -243,8 +246,7 @@ absl::StatusOr<Json> SftLossOp(const Args& args) {
   double loss = 0;
   double tokens = 0;
   const auto body = [&](int rank, Reducer& reducer) -> absl::Status {
-    const std::vector<int64_t> rank_labels =
-        TakeRows(labels, plan.rows[rank]);
+    const std::vector<int64_t> rank_labels = TakeRows(labels, plan.rows[rank]);
     COX_ASSIGN_OR_RETURN(
         const double local,
         CountTargets({static_cast<int64_t>(plan.rows[rank].size()), dims[1]},
@@ -278,23 +280,24 @@ absl::StatusOr<Json> SftLossOp(const Args& args) {
 }  // namespace
 
 void RegisterPolicyOps(Registry* registry) {
-  registry->Add(
-      "policy_loss",
-      Op{{"kind", "logprob", "old_logprob", "advantages", "mask", "eps_lo",
-          "eps_hi", "dual_clip", "agg", "t_max", "behaviour_logprob",
-          "is_mode", "is_lo", "is_hi", "ref_logprob", "kl_loss", "kl_beta",
-          COX_OPS_RANK_ARGS},
-         PolicyLossOp<double>, PolicyLossOp<float>});
-  registry->Add("prox_interpolate",
-                Op{{"behaviour_logprob", "logprob", "v_beh", "v_prox",
-                    "v_theta"},
-                   ProxInterpolateOp<double>, ProxInterpolateOp<float>});
-  registry->Add("value_loss",
-                Op{{"values", "old_values", "returns", "mask", "clip", "agg",
-                    "t_max", COX_OPS_RANK_ARGS},
-                   ValueLossOp<double>, ValueLossOp<float>});
+  registry->Add("policy_loss",
+                Op{{"kind", "logprob", "old_logprob", "advantages", "mask",
+                    "eps_lo", "eps_hi", "dual_clip", "agg", "t_max",
+                    "behaviour_logprob", "is_mode", "is_lo", "is_hi",
+                    "ref_logprob", "kl_loss", "kl_beta", COX_OPS_RANK_ARGS},
+                   PolicyLossOp<double>,
+                   PolicyLossOp<float>});
+  registry->Add("prox_interpolate", Op{{"behaviour_logprob", "logprob", "v_beh",
+                                        "v_prox", "v_theta"},
+                                       ProxInterpolateOp<double>,
+                                       ProxInterpolateOp<float>});
+  registry->Add("value_loss", Op{{"values", "old_values", "returns", "mask",
+                                  "clip", "agg", "t_max", COX_OPS_RANK_ARGS},
+                                 ValueLossOp<double>,
+                                 ValueLossOp<float>});
   registry->Add("sft_loss", Op{{"logits", "labels", COX_OPS_RANK_ARGS},
-                               SftLossOp<double>, SftLossOp<float>});
+                               SftLossOp<double>,
+                               SftLossOp<float>});
 }
 
 }  // namespace cox::ops

@@ -26,9 +26,8 @@ absl::StatusOr<Side<T>> ReadSide(const Args& args, const char* name) {
   COX_RETURN_IF_ERROR(nested.CheckNames(names));
   Side<T> side;
   COX_ASSIGN_OR_RETURN(side.logprob, nested.Floats<T>("logprob", 2));
-  COX_ASSIGN_OR_RETURN(
-      side.reference,
-      nested.FloatsLike<T>("ref_logprob", side.logprob.dims));
+  COX_ASSIGN_OR_RETURN(side.reference,
+                       nested.FloatsLike<T>("ref_logprob", side.logprob.dims));
   COX_ASSIGN_OR_RETURN(side.mask, nested.Mask(side.logprob.dims));
   return side;
 }
@@ -46,9 +45,8 @@ absl::StatusOr<Json> PreferenceLossOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(options.length_norm, args.Bool("length_norm", true));
   COX_ASSIGN_OR_RETURN(const Side<T> chosen, ReadSide<T>(args, "chosen"));
   COX_ASSIGN_OR_RETURN(const Side<T> rejected, ReadSide<T>(args, "rejected"));
-  COX_ASSIGN_OR_RETURN(
-      const PreferenceResult<T> result,
-      PreferenceLoss(chosen.view(), rejected.view(), options));
+  COX_ASSIGN_OR_RETURN(const PreferenceResult<T> result,
+                       PreferenceLoss(chosen.view(), rejected.view(), options));
   return Json{
       {"loss", EncodeNumber(result.loss)},
       {"grad_chosen", EncodeTensor(result.grad_chosen, chosen.logprob.dims)},
@@ -75,12 +73,10 @@ absl::StatusOr<Json> KtoLossOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(options.beta, args.Number("beta", 0.1));
   COX_ASSIGN_OR_RETURN(options.lambda_d, args.Number("lambda_d", 1));
   COX_ASSIGN_OR_RETURN(options.lambda_u, args.Number("lambda_u", 1));
-  COX_ASSIGN_OR_RETURN(
-      const double z0,
-      KtoReferencePoint(mismatch.span(), mismatch_ref.span()));
+  COX_ASSIGN_OR_RETURN(const double z0,
+                       KtoReferencePoint(mismatch.span(), mismatch_ref.span()));
   const KtoInput<T> input{logprob.span(), ref.span(), desirable.span()};
-  COX_ASSIGN_OR_RETURN(const KtoResult<T> result,
-                       KtoLoss(input, z0, options));
+  COX_ASSIGN_OR_RETURN(const KtoResult<T> result, KtoLoss(input, z0, options));
   return Json{{"loss", EncodeNumber(result.loss)},
               {"grad", EncodeList(result.grad)},
               {"z0", EncodeNumber(z0)}};
@@ -98,8 +94,8 @@ template <typename T>
 absl::StatusOr<Json> RmPairwiseOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(const auto scores, args.RaggedFloats<T>("scores"));
   COX_ASSIGN_OR_RETURN(const auto ranks, args.RaggedInts("ranks"));
-  COX_RETURN_IF_ERROR(CheckSize("ranks", ranks.size(),
-                                static_cast<int64_t>(scores.size())));
+  COX_RETURN_IF_ERROR(
+      CheckSize("ranks", ranks.size(), static_cast<int64_t>(scores.size())));
   std::vector<T> flat_scores;
   std::vector<int64_t> flat_ranks;
   std::vector<int64_t> sizes;
@@ -107,8 +103,7 @@ absl::StatusOr<Json> RmPairwiseOp(const Args& args) {
     COX_RETURN_IF_ERROR(CheckSize("ranks", ranks[p].size(),
                                   static_cast<int64_t>(scores[p].size())));
     sizes.push_back(static_cast<int64_t>(scores[p].size()));
-    flat_scores.insert(flat_scores.end(), scores[p].begin(),
-                       scores[p].end());
+    flat_scores.insert(flat_scores.end(), scores[p].begin(), scores[p].end());
     flat_ranks.insert(flat_ranks.end(), ranks[p].begin(), ranks[p].end());
   }
   RmPairwiseOptions options;
@@ -145,17 +140,19 @@ absl::StatusOr<Json> RmLossOp(const Args& args) {
 }  // namespace
 
 void RegisterPreferenceOps(Registry* registry) {
-  registry->Add("preference_loss",
-                Op{{"kind", "chosen", "rejected", "beta", "label_smoothing",
-                    "length_norm"},
-                   PreferenceLossOp<double>, PreferenceLossOp<float>});
+  registry->Add("preference_loss", Op{{"kind", "chosen", "rejected", "beta",
+                                       "label_smoothing", "length_norm"},
+                                      PreferenceLossOp<double>,
+                                      PreferenceLossOp<float>});
   registry->Add("kto_loss",
                 Op{{"logprob", "ref_logprob", "desirable", "mismatch_logprob",
                     "mismatch_ref_logprob", "beta", "lambda_d", "lambda_u"},
-                   KtoLossOp<double>, KtoLossOp<float>});
-  registry->Add("rm_loss", Op{{"kind", "scores", "ranks", "margin", "center",
-                               "best"},
-                              RmLossOp<double>, RmLossOp<float>});
+                   KtoLossOp<double>,
+                   KtoLossOp<float>});
+  registry->Add("rm_loss",
+                Op{{"kind", "scores", "ranks", "margin", "center", "best"},
+                   RmLossOp<double>,
+                   RmLossOp<float>});
 }
 
 }  // namespace cox::ops

@@ -180,19 +180,17 @@ TEST(OpsProtocolTest, ArgumentsThatAKindIgnoresAreCheckedToo) {
 
 TEST(OpsProtocolTest, PoisonUnderMaskIsIgnoredAndZero) {
   OpsProcess ops;
-  const Json answer =
-      ops.Call("gae", {{"rewards", {{1, "nan", 2}}},
-                       {"values", {{0, "-inf", 0}}},
-                       {"mask", {{1, 0, 1}}},
-                       {"lambda", 1}});
+  const Json answer = ops.Call("gae", {{"rewards", {{1, "nan", 2}}},
+                                       {"values", {{0, "-inf", 0}}},
+                                       {"mask", {{1, 0, 1}}},
+                                       {"lambda", 1}});
   EXPECT_EQ(answer["result"]["advantages"], Json::parse("[[3.0,0.0,2.0]]"));
 }
 
 TEST(OpsProtocolTest, NumbersRoundTripInBothTypes) {
   OpsProcess ops;
   Json args = {{"theta0", {0.1}}, {"thetas", {{0.1}}}, {"decay", 1}};
-  EXPECT_EQ(ops.Call("ema", args)["result"]["shadow"][0][0].get<double>(),
-            0.1);
+  EXPECT_EQ(ops.Call("ema", args)["result"]["shadow"][0][0].get<double>(), 0.1);
   args["dtype"] = "float32";
   const std::string answer =
       ops.Ask(Json{{"op", "ema"}, {"args", args}}.dump());
@@ -209,12 +207,11 @@ TEST(OpsProtocolTest, EmptyDimensionsAreTensors) {
   OpsProcess ops;
   for (const char* list : {"[]", "[[],[]]"}) {
     const Json empty = Json::parse(list);
-    const Json answer =
-        ops.Call("policy_loss", {{"kind", "ppo"},
-                                 {"logprob", empty},
-                                 {"old_logprob", empty},
-                                 {"advantages", empty},
-                                 {"world", 2}});
+    const Json answer = ops.Call("policy_loss", {{"kind", "ppo"},
+                                                 {"logprob", empty},
+                                                 {"old_logprob", empty},
+                                                 {"advantages", empty},
+                                                 {"world", 2}});
     ASSERT_TRUE(answer["ok"]) << answer;
     EXPECT_EQ(answer["result"]["loss"], 0.0);
     EXPECT_EQ(answer["result"]["grad"], empty);
@@ -236,8 +233,7 @@ TEST(OpsProtocolTest, RanksAndMicroBatchesChangeNothing) {
   EXPECT_NEAR(split["loss"].get<double>(), plain["loss"].get<double>(), 1e-12);
   EXPECT_EQ(split["grad"], plain["grad"]);
   args["rank_of_row"] = {2, 0, 3};
-  ExpectError(ops.Call("policy_loss", args), "INVALID_ARGUMENT",
-              "rank_of_row");
+  ExpectError(ops.Call("policy_loss", args), "INVALID_ARGUMENT", "rank_of_row");
 }
 
 TEST(OpsProtocolTest, ErrorOnOneRankReleasesItsPeers) {

@@ -84,13 +84,12 @@ absl::Status RunRanks(
   return first;
 }
 
-std::vector<std::vector<int64_t>> MicroBatches(const RankPlan& plan,
-                                               int rank) {
+std::vector<std::vector<int64_t>> MicroBatches(const RankPlan& plan, int rank) {
   const std::vector<int64_t>& rows = plan.rows[rank];
   std::vector<std::vector<int64_t>> parts;
   for (size_t begin = 0; begin < rows.size();) {
-    const size_t end = begin + std::min<size_t>(plan.micro_batch,
-                                                rows.size() - begin);
+    const size_t end =
+        begin + std::min<size_t>(plan.micro_batch, rows.size() - begin);
     parts.emplace_back(rows.begin() + begin, rows.begin() + end);
     begin = end;
   }

@@ -55,11 +55,9 @@ absl::StatusOr<Json> CutResponseOp(const Args& args) {
   COX_ASSIGN_OR_RETURN(Tensor<int64_t> stop_ids, args.Ints("stop_ids", 1));
   options.stop_ids = std::move(stop_ids.data);
   COX_ASSIGN_OR_RETURN(options.pad_id, args.Int("pad_id"));
-  COX_ASSIGN_OR_RETURN(options.min_stop_index,
-                       args.IntOr("min_stop_index", 0));
-  COX_ASSIGN_OR_RETURN(
-      const CutResult cut,
-      CutResponse(tokens.shape(), tokens.span(), options));
+  COX_ASSIGN_OR_RETURN(options.min_stop_index, args.IntOr("min_stop_index", 0));
+  COX_ASSIGN_OR_RETURN(const CutResult cut,
+                       CutResponse(tokens.shape(), tokens.span(), options));
   Json finish = Json::array();
   for (const FinishReason reason : cut.finish) {
     finish.push_back(reason == FinishReason::kStop ? "stop" : "length");
@@ -90,10 +88,9 @@ absl::StatusOr<Json> KlEstimateOp(const Args& args) {
   const absl::StatusOr<KlKind> kind = ParseKlKind(name);
   COX_RETURN_IF_ERROR(Named("kind", kind.status()));
   COX_ASSIGN_OR_RETURN(const bool clamp, args.Bool("clamp", false));
-  COX_ASSIGN_OR_RETURN(
-      const KlEstimated<T> kl,
-      EstimateKl(logprob.shape(), logprob.span(), ref.span(), mask.span(),
-                 *kind, clamp));
+  COX_ASSIGN_OR_RETURN(const KlEstimated<T> kl,
+                       EstimateKl(logprob.shape(), logprob.span(), ref.span(),
+                                  mask.span(), *kind, clamp));
   return Json{{"kl", EncodeTensor(kl.kl, logprob.dims)},
               {"sum", EncodeList(kl.sum)},
               {"mean", EncodeNumber(kl.mean)},
@@ -127,13 +124,11 @@ absl::Status ReadMissingStop(const Args& args, ShapeRewardsOptions* options) {
   COX_ASSIGN_OR_RETURN(const Args nested, args.Object("missing_stop"));
   const std::string_view names[] = {"mode", "value"};
   COX_RETURN_IF_ERROR(nested.CheckNames(names));
-  COX_ASSIGN_OR_RETURN(const std::string mode,
-                       nested.StringOr("mode", "none"));
+  COX_ASSIGN_OR_RETURN(const std::string mode, nested.StringOr("mode", "none"));
   const absl::StatusOr<MissingStop> parsed = ParseMissingStop(mode);
   COX_RETURN_IF_ERROR(Named("missing_stop.mode", parsed.status()));
   options->missing_stop = *parsed;
-  COX_ASSIGN_OR_RETURN(options->missing_stop_value,
-                       nested.Number("value", 1));
+  COX_ASSIGN_OR_RETURN(options->missing_stop_value, nested.Number("value", 1));
   return absl::OkStatus();
 }
 
@@ -180,8 +175,8 @@ absl::StatusOr<Json> RewardNormalizerOp(const Args& args) {
   const std::vector<double> wide(scores.data.begin(), scores.data.end());
   COX_ASSIGN_OR_RETURN(
       const RewardNormalizer normalizer,
-      FitRewardNormalizer(wide, mode == "bias" ? NormalizeMode::kBias
-                                               : NormalizeMode::kGain));
+      FitRewardNormalizer(
+          wide, mode == "bias" ? NormalizeMode::kBias : NormalizeMode::kGain));
   std::vector<T> out;
   for (const double score : wide) {
     out.push_back(static_cast<T>(normalizer.Apply(score)));
@@ -237,8 +232,9 @@ absl::StatusOr<Json> KlControllerOp(const Args& args) {
   }
   std::vector<double> betas;
   for (int64_t i = 0; i < stream.dims[0]; ++i) {
-    COX_RETURN_IF_ERROR(Named("stream", controller->Update(
-        stream.data[2 * i], stream.data[2 * i + 1])));
+    COX_RETURN_IF_ERROR(
+        Named("stream",
+              controller->Update(stream.data[2 * i], stream.data[2 * i + 1])));
     betas.push_back(controller->beta());
   }
   return Json{{"beta", EncodeList(betas)}};
@@ -247,26 +243,28 @@ absl::StatusOr<Json> KlControllerOp(const Args& args) {
 }  // namespace
 
 void RegisterRolloutOps(Registry* registry) {
-  registry->Add("logprob",
-                Op{{"logits", "ids", "mask", "temperature", "upstream",
-                    "upstream_entropy"},
-                   LogprobOp<double>, LogprobOp<float>});
+  registry->Add("logprob", Op{{"logits", "ids", "mask", "temperature",
+                               "upstream", "upstream_entropy"},
+                              LogprobOp<double>,
+                              LogprobOp<float>});
   registry->Add("position_ids", {"mask"}, PositionIdsOp);
   registry->Add("cut_response",
                 {"tokens", "stop_ids", "pad_id", "min_stop_index"},
                 CutResponseOp);
-  registry->Add("masked_mean", Op{{"x", "mask"}, MaskedMeanOp<double>,
-                                  MaskedMeanOp<float>});
+  registry->Add("masked_mean",
+                Op{{"x", "mask"}, MaskedMeanOp<double>, MaskedMeanOp<float>});
   registry->Add("kl_estimate",
                 Op{{"logprob", "ref_logprob", "mask", "kind", "clamp"},
-                   KlEstimateOp<double>, KlEstimateOp<float>});
+                   KlEstimateOp<double>,
+                   KlEstimateOp<float>});
   registry->Add("shape_rewards",
                 Op{{"logprob", "ref_logprob", "mask", "scores", "beta", "kl",
                     "position", "finish", "missing_stop", "score_clip"},
-                   ShapeRewardsOp<double>, ShapeRewardsOp<float>});
-  registry->Add("reward_normalizer",
-                Op{{"scores", "mode"}, RewardNormalizerOp<double>,
-                   RewardNormalizerOp<float>});
+                   ShapeRewardsOp<double>,
+                   ShapeRewardsOp<float>});
+  registry->Add("reward_normalizer", Op{{"scores", "mode"},
+                                        RewardNormalizerOp<double>,
+                                        RewardNormalizerOp<float>});
   registry->Add("overlong_penalty", {"lengths", "l_max", "l_cache"},
                 OverlongPenaltyOp);
   registry->Add("dynamic_filter", {"metric", "group"}, DynamicFilterOp);

@@ -9,8 +9,8 @@
 
 namespace cox::ops {
 
-#define COX_OPS_SAMPLING_ARGS                                          \
-  "temperature", "top_k", "top_p", "min_p", "repetition_penalty",      \
+#define COX_OPS_SAMPLING_ARGS                                     \
+  "temperature", "top_k", "top_p", "min_p", "repetition_penalty", \
       "forbid_ids", "min_new_tokens", "eos_ids"
 
 // Defaults for what is absent; validated.

@@ -1,13 +1,12 @@
 // process_logits, sample and uniforms of docs/ops-protocol.md §6, and §7.
 
-#include "tests/ops/sampling_args.h"
-
 #include <limits>
 #include <utility>
 
 #include "lib/algo/staleness.h"
 #include "lib/base/rng.h"
 #include "tests/ops/registry.h"
+#include "tests/ops/sampling_args.h"
 
 namespace cox::ops {
 
@@ -19,8 +18,7 @@ absl::StatusOr<SamplingOptions> ReadSampling(const Args& args) {
   COX_ASSIGN_OR_RETURN(options.min_p, args.Number("min_p", 0));
   COX_ASSIGN_OR_RETURN(options.repetition_penalty,
                        args.Number("repetition_penalty", 1));
-  COX_ASSIGN_OR_RETURN(options.min_new_tokens,
-                       args.IntOr("min_new_tokens", 0));
+  COX_ASSIGN_OR_RETURN(options.min_new_tokens, args.IntOr("min_new_tokens", 0));
   if (args.Has("forbid_ids")) {
     COX_ASSIGN_OR_RETURN(Tensor<int64_t> ids, args.Ints("forbid_ids", 1));
     options.forbid_ids = std::move(ids.data);
@@ -84,8 +82,7 @@ absl::StatusOr<Json> SampleOp(const Args& args) {
     tokens.push_back(token.token);
     logprob.push_back(static_cast<T>(token.logprob));
   }
-  return Json{{"tokens", EncodeList(tokens)},
-              {"logprob", EncodeList(logprob)}};
+  return Json{{"tokens", EncodeList(tokens)}, {"logprob", EncodeList(logprob)}};
 }
 
 absl::StatusOr<Json> UniformsOp(const Args& args) {
@@ -97,8 +94,8 @@ absl::StatusOr<Json> UniformsOp(const Args& args) {
   }
   std::vector<double> u;
   for (int64_t i = 0; i < keys.dims[0]; ++i) {
-    u.push_back(TokenUniform(seed, keys.data[3 * i],
-                             keys.data[3 * i + 1], keys.data[3 * i + 2]));
+    u.push_back(TokenUniform(seed, keys.data[3 * i], keys.data[3 * i + 1],
+                             keys.data[3 * i + 2]));
   }
   return Json{{"u", EncodeList(u)}};
 }
@@ -125,8 +122,7 @@ absl::StatusOr<Json> StalenessFilterOp(const Args& args) {
   std::vector<int64_t> eta;
   std::vector<uint8_t> keep;
   for (const std::vector<int64_t>& versions : token_versions) {
-    COX_ASSIGN_OR_RETURN(const int64_t age,
-                         SampleStaleness(version, versions));
+    COX_ASSIGN_OR_RETURN(const int64_t age, SampleStaleness(version, versions));
     eta.push_back(age);
     keep.push_back(age <= eta_max);
   }
@@ -140,14 +136,14 @@ void RegisterSamplingOps(Registry* registry) {
       "logits", "context", "generated", COX_OPS_SAMPLING_ARGS};
   std::vector<std::string_view> sample = process;
   sample.push_back("uniforms");
-  registry->Add("process_logits", Op{process, ProcessLogitsOp<double>,
-                                     ProcessLogitsOp<float>});
+  registry->Add("process_logits",
+                Op{process, ProcessLogitsOp<double>, ProcessLogitsOp<float>});
   registry->Add("sample", Op{sample, SampleOp<double>, SampleOp<float>});
   registry->Add("uniforms", {"seed", "keys"}, UniformsOp);
-  registry->Add("staleness_capacity",
-                {"eta_max", "batch", "max_concurrent", "version", "accepted",
-                 "running"},
-                StalenessCapacityOp);
+  registry->Add(
+      "staleness_capacity",
+      {"eta_max", "batch", "max_concurrent", "version", "accepted", "running"},
+      StalenessCapacityOp);
   registry->Add("staleness_filter",
                 {"trainer_version", "token_versions", "eta_max"},
                 StalenessFilterOp);

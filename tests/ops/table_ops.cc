@@ -34,8 +34,7 @@ absl::StatusOr<Json> TableRewardOp(const Args& args) {
                        TableReward::FromFile(Fs::Real(), path));
   Json rewards = Json::array();
   for (size_t i = 0; i < prompts.size(); ++i) {
-    const std::optional<double> reward =
-        table.Lookup(prompts[i], responses[i]);
+    const std::optional<double> reward = table.Lookup(prompts[i], responses[i]);
     rewards.push_back(reward ? EncodeNumber(*reward) : Json());
   }
   return Json{{"rewards", std::move(rewards)}};

@@ -15,26 +15,26 @@
 namespace cox {
 namespace {
 
+using cox::testing::TempDir;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
-using cox::testing::TempDir;
 
 std::vector<std::string> ArticleRun(const std::string& file,
                                     const std::string& run) {
   const std::string article =
       absl::StrCat(std::getenv("COX_SOURCE_DIR"), "/examples/data/article");
-  return {"run",
-          file,
-          "run_dir=" + run,
-          "model.type=instruct_encdec",
-          "model.encoder_layers=1",
-          "model.max_positions=96",
-          absl::StrCat("sft.train=[", article, "/sft.jsonl]"),
-          "sft.sequence_length=96",
-          absl::StrCat("collect.prompts=[", article,
-                       "/comparisons_prompts.jsonl]"),
-          absl::StrCat("ppo.prompts=[", article, "/prompts.jsonl]"),
-          absl::StrCat("eval.prompts=[", article, "/heldout_prompts.jsonl]")};
+  return {
+      "run",
+      file,
+      "run_dir=" + run,
+      "model.type=instruct_encdec",
+      "model.encoder_layers=1",
+      "model.max_positions=96",
+      absl::StrCat("sft.train=[", article, "/sft.jsonl]"),
+      "sft.sequence_length=96",
+      absl::StrCat("collect.prompts=[", article, "/comparisons_prompts.jsonl]"),
+      absl::StrCat("ppo.prompts=[", article, "/prompts.jsonl]"),
+      absl::StrCat("eval.prompts=[", article, "/heldout_prompts.jsonl]")};
 }
 
 // The reward model of the record scores its answers again; another one is
@@ -44,8 +44,8 @@ void ExpectScoresAgain(const std::string& run, const std::string& scratch) {
   const RunResult same = Cox(check, scratch);
   EXPECT_EQ(same.exit_code, 0) << same.output;
   EXPECT_THAT(same.output, HasSubstr("ppo: 64 answers scored again by "));
-  const std::string weights = JoinPath(
-      run, "checkpoints/rm/step_000003.g1/reward/model.safetensors");
+  const std::string weights =
+      JoinPath(run, "checkpoints/rm/step_000003.g1/reward/model.safetensors");
   std::string bytes = Fs::Real().ReadAll(weights).value_or("");
   ASSERT_GT(bytes.size(), 4000u);
   std::fill(bytes.end() - 400, bytes.end(), '\x3f');
@@ -86,10 +86,10 @@ TEST(ArticleTest, TheRecipeRunsWithInstructionsAndContexts) {
 
   // This family trains with dropout: the same choices again, from a checkpoint
   // on and with another number of ranks.
-  const RunResult shown = Cox({"config", "show", JoinPath(dir.path(),
-                                                          "run.yaml"),
-                               "model.type=instruct_encdec"},
-                              dir.path());
+  const RunResult shown =
+      Cox({"config", "show", JoinPath(dir.path(), "run.yaml"),
+           "model.type=instruct_encdec"},
+          dir.path());
   EXPECT_THAT(shown.output, HasSubstr("dropout: 0.1"));
   for (const char* stage : {"sft", "rm"}) {
     const RunResult replay =
@@ -98,9 +98,9 @@ TEST(ArticleTest, TheRecipeRunsWithInstructionsAndContexts) {
             dir.path());
     EXPECT_EQ(replay.exit_code, 0) << replay.output;
   }
-  const RunResult resumed = Cox(
-      {"replay", run, "--stage", "sft", "--step", "7", "--to", "8"},
-      dir.path());
+  const RunResult resumed =
+      Cox({"replay", run, "--stage", "sft", "--step", "7", "--to", "8"},
+          dir.path());
   EXPECT_EQ(resumed.exit_code, 0) << resumed.output;
   EXPECT_THAT(resumed.output, HasSubstr("step_000005"));
   ExpectScoresAgain(run, dir.path());

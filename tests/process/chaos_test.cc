@@ -3,10 +3,10 @@
 
 #include <signal.h>
 
-#include "gmock/gmock.h"
-#include "gtest/gtest.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
 #include "lib/base/fs.h"
 #include "nlohmann/json.hpp"
 #include "tests/process/run_harness.h"
@@ -15,8 +15,8 @@
 namespace cox {
 namespace {
 
-using ::testing::HasSubstr;
 using cox::testing::TempDir;
+using ::testing::HasSubstr;
 
 struct Campaign {
   RunResult result;
@@ -79,7 +79,7 @@ TEST(ChaosTest, ADifferenceIsFoundAndNamed) {
   TempDir dir;
   const std::string file = WriteTableTask(dir.path());
   const std::string work = JoinPath(dir.path(), "chaos");
-  const std::vector<std::string> words = {"chaos",   file, "--dir",  work,
+  const std::vector<std::string> words = {"chaos",   file, "--dir",   work,
                                           "--kills", "1",  "--roles", "reward"};
   const RunResult first = Cox(words, dir.path());
   ASSERT_EQ(first.exit_code, 0) << first.output;
@@ -110,10 +110,10 @@ TEST(WatchdogTest, StoppedLearnerRankIsOvercome) {
   const std::string hurt = JoinPath(dir.path(), "hurt");
   const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
-  RunningRun run({"run", file, "run_dir=" + hurt,
-                  "limits.collective_timeout_s=2",
-                  "limits.coordinator_patience_s=2"},
-                 JoinPath(dir.path(), "hurt.log"));
+  RunningRun run(
+      {"run", file, "run_dir=" + hurt, "limits.collective_timeout_s=2",
+       "limits.coordinator_patience_s=2"},
+      JoinPath(dir.path(), "hurt.log"));
   ASSERT_TRUE(Eventually([&] {
     return Fs::Real().Exists(JoinPath(hurt, "ledger.db")) &&
            FindProcess(hurt, "learner-1") != 0 &&
@@ -142,8 +142,8 @@ std::string RunArmed(const TempDir& dir, const std::string& point,
   const std::string arm = JoinPath(dir.path(), "arm");
   EXPECT_TRUE(WriteFileDurably(Fs::Real(), arm, point).ok());
   setenv("COX_FAILPOINT", ("@" + arm).c_str(), 1);
-  std::vector<std::string> words = {
-      "run", JoinPath(dir.path(), "run.yaml"), "run_dir=" + run};
+  std::vector<std::string> words = {"run", JoinPath(dir.path(), "run.yaml"),
+                                    "run_dir=" + run};
   words.insert(words.end(), more.begin(), more.end());
   *result = Cox(words, dir.path());
   unsetenv("COX_FAILPOINT");
@@ -158,8 +158,7 @@ TEST(AttestationTest, AFlippedBitInMemoryIsNamedByTensor) {
   const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
   RunResult b;
-  const std::string events =
-      RunArmed(dir, "actor.memory:2:flip\n", {}, &b);
+  const std::string events = RunArmed(dir, "actor.memory:2:flip\n", {}, &b);
   ASSERT_EQ(b.exit_code, 0) << b.output;
   EXPECT_THAT(events, HasSubstr("weights damaged"));
   EXPECT_THAT(events, HasSubstr("tensor '"));
@@ -174,9 +173,8 @@ TEST(AttestationTest, AWrongResultIsOutvotedAndItsActorShutOut) {
   const RunResult a = Cox({"run", file, "run_dir=" + calm}, dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
   RunResult b;
-  const std::string events =
-      RunArmed(dir, "actor.result:5:flip\n",
-               {"audit.fraction=1", "roles.actors=3"}, &b);
+  const std::string events = RunArmed(
+      dir, "actor.result:5:flip\n", {"audit.fraction=1", "roles.actors=3"}, &b);
   ASSERT_EQ(b.exit_code, 0) << b.output;
   EXPECT_THAT(events, HasSubstr("quarantine"));
   EXPECT_EQ(CommittedSteps(calm),
@@ -202,21 +200,19 @@ TEST(ElasticTest, AnActorJoinsAndLeavesWithoutLoss) {
   const std::string file = WriteTableTask(dir.path());
   const std::string calm = JoinPath(dir.path(), "calm");
   const std::string run = JoinPath(dir.path(), "run");
-  const RunResult a = Cox({"run", file, "run_dir=" + calm, "ppo.steps=40"},
-                          dir.path());
+  const RunResult a =
+      Cox({"run", file, "run_dir=" + calm, "ppo.steps=40"}, dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
   RunningRun running({"run", file, "run_dir=" + run, "ppo.steps=40",
                       "roles.actors=1", "audit.fraction=0"},
                      JoinPath(dir.path(), "run.log"));
-  ASSERT_TRUE(Eventually([&run] {
-    return Fs::Real().Exists(JoinPath(run, "endpoints.json"));
-  }));
+  ASSERT_TRUE(Eventually(
+      [&run] { return Fs::Real().Exists(JoinPath(run, "endpoints.json")); }));
   const std::string log = JoinPath(dir.path(), "guest.log");
-  RunningRun guest(
-      RunningRun::Program("cox-actor"),
-      {"--coordinator", "file:" + JoinPath(run, "endpoints.json"), "--name",
-       "guest"},
-      log);
+  RunningRun guest(RunningRun::Program("cox-actor"),
+                   {"--coordinator", "file:" + JoinPath(run, "endpoints.json"),
+                    "--name", "guest"},
+                   log);
   EXPECT_TRUE(Eventually([&log] {
     return Fs::Real().ReadAll(log).value_or("").find("policy loaded") !=
            std::string::npos;
@@ -232,12 +228,12 @@ TEST(ElasticTest, ScaleStartsAndRetiresProcesses) {
   const std::string file = WriteTableTask(dir.path());
   const std::string calm = JoinPath(dir.path(), "calm");
   const std::string run = JoinPath(dir.path(), "run");
-  const RunResult a = Cox({"run", file, "run_dir=" + calm, "ppo.steps=60"},
-                          dir.path());
+  const RunResult a =
+      Cox({"run", file, "run_dir=" + calm, "ppo.steps=60"}, dir.path());
   ASSERT_EQ(a.exit_code, 0) << a.output;
-  RunningRun running({"run", file, "run_dir=" + run, "ppo.steps=60",
-                      "audit.fraction=0"},
-                     JoinPath(dir.path(), "run.log"));
+  RunningRun running(
+      {"run", file, "run_dir=" + run, "ppo.steps=60", "audit.fraction=0"},
+      JoinPath(dir.path(), "run.log"));
   ASSERT_TRUE(Eventually([&run] { return FindProcess(run, "actor-1") != 0; }));
   // Pausing keeps the run from ending before it was scaled.
   ASSERT_TRUE(Eventually([&] {
@@ -252,8 +248,7 @@ TEST(ElasticTest, ScaleStartsAndRetiresProcesses) {
   }));
   ASSERT_EQ(Cox({"scale", run, "actor=1"}, dir.path()).exit_code, 0);
   EXPECT_TRUE(Eventually([&run] {
-    return FindProcess(run, "actor-1") == 0 &&
-           FindProcess(run, "actor-2") == 0;
+    return FindProcess(run, "actor-1") == 0 && FindProcess(run, "actor-2") == 0;
   }));
   ASSERT_EQ(Cox({"resume", run}, dir.path()).exit_code, 0);
   EXPECT_EQ(running.Wait().exit_code, 0);

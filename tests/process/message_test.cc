@@ -19,8 +19,8 @@
 namespace cox {
 namespace {
 
-using ::testing::HasSubstr;
 using cox::testing::TempDir;
+using ::testing::HasSubstr;
 
 constexpr size_t kMaxNewTokens = 8;
 constexpr int32_t kFirstStopId = 300;
@@ -56,13 +56,16 @@ std::string WriteTask(const std::string& dir) {
             "name: messages\nseed: 5\nstages: [ppo]\n"
             "model: {type: gpt2, hidden: 16, layers: 1, heads: 2, "
             "max_positions: 80}\n"
-            "tokenizer: {kind: train, vocab_size: 600, files: [", data,
+            "tokenizer: {kind: train, vocab_size: 600, files: [",
+            data,
             "/reviews/sft.jsonl], eos_token: '<|im_end|>', "
             "chat_template: chatml.jinja}\n"
             "roles: {actors: 2, rewards: 1, learners: 1}\n"
             "generation: {max_prompt_tokens: 64, max_new_tokens: ",
-            kMaxNewTokens, ", stop: [e, 'in'], stop_ids: [", ids, "]}\n"
-            "reward: {kind: lexicon, lexicon: ", data,
+            kMaxNewTokens, ", stop: [e, 'in'], stop_ids: [", ids,
+            "]}\n"
+            "reward: {kind: lexicon, lexicon: ",
+            data,
             "/lexicon/vader_lexicon.tsv, monitor_gold: false}\n"
             "log: {samples_per_step: 100}\n"
             "ppo: {prompts: [prompts.jsonl], steps: 2, prompts_per_step: 12, "
@@ -88,10 +91,9 @@ void ExpectEnd(const Tokenizer& tokenizer, const Trajectory& sample,
   EXPECT_EQ(sample.behaviour_logprobs.size(), ids.size());
   const std::optional<int32_t> end = tokenizer.TokenToId("<|im_end|>");
   for (size_t t = 0; t < ids.size(); ++t) {
-    ASSERT_OK_AND_ASSIGN(
-        const std::string text,
-        tokenizer.Decode(std::span(ids).first(t + 1),
-                         /*skip_special_tokens=*/false));
+    ASSERT_OK_AND_ASSIGN(const std::string text,
+                         tokenizer.Decode(std::span(ids).first(t + 1),
+                                          /*skip_special_tokens=*/false));
     const bool by_string = text.find('e') != std::string::npos ||
                            text.find("in") != std::string::npos;
     const bool by_id =
@@ -118,9 +120,8 @@ TEST(MessageRunTest, AnswersToMessagesEndWhereTheyMust) {
   ASSERT_EQ(result.exit_code, 0) << result.output;
   ASSERT_OK_AND_ASSIGN(const RecordedRun run,
                        RecordedRun::Open(Fs::Real(), two));
-  ASSERT_OK_AND_ASSIGN(
-      const std::shared_ptr<const Tokenizer> tokenizer,
-      Tokenizer::FromFile(JoinPath(two, "tokenizer.json")));
+  ASSERT_OK_AND_ASSIGN(const std::shared_ptr<const Tokenizer> tokenizer,
+                       Tokenizer::FromFile(JoinPath(two, "tokenizer.json")));
   Ends ends;
   std::set<std::string> prompts;
   std::map<std::string, std::string> responses;
@@ -133,10 +134,9 @@ TEST(MessageRunTest, AnswersToMessagesEndWhereTheyMust) {
                            run.ReadUnit(unit));
       for (const Trajectory& sample : samples) {
         ExpectEnd(*tokenizer, sample, &ends);
-        ASSERT_OK_AND_ASSIGN(
-            const std::string prompt,
-            tokenizer->Decode(sample.prompt_ids,
-                              /*skip_special_tokens=*/false));
+        ASSERT_OK_AND_ASSIGN(const std::string prompt,
+                             tokenizer->Decode(sample.prompt_ids,
+                                               /*skip_special_tokens=*/false));
         prompts.insert(prompt);
         // As people see it: without special tokens.
         ASSERT_OK_AND_ASSIGN(responses[sample.id.ToString()],
@@ -157,8 +157,7 @@ TEST(MessageRunTest, AnswersToMessagesEndWhereTheyMust) {
           "<|im_start|>user\na b<|im_end|>\n<|im_start|>assistant\n"));
 
   // What people see, with the token that completed a stop string.
-  const RunResult shown =
-      Cox({"samples", two, "--limit", "1000"}, dir.path());
+  const RunResult shown = Cox({"samples", two, "--limit", "1000"}, dir.path());
   EXPECT_EQ(shown.exit_code, 0) << shown.output;
   int compared = 0;
   for (const auto& [id, response] : responses) {

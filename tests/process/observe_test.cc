@@ -39,8 +39,8 @@ TEST(ObserveTest, TraceTopLogsAndKlCoefficientOfARun) {
   const std::string run = dir.Join("run");
   RunningRun running({"run", file, "run_dir=" + run, "ppo.steps=40"},
                      dir.Join("run.log"));
-  ASSERT_TRUE(Eventually(
-      [&] { return MetricBySteps(run, "kl_coef").size() >= 2; }));
+  ASSERT_TRUE(
+      Eventually([&] { return MetricBySteps(run, "kl_coef").size() >= 2; }));
   const RunResult set = Cox({"kl-coef", run, "0.125"}, dir.path());
   EXPECT_EQ(set.exit_code, 0) << set.output;
   EXPECT_THAT(set.output, HasSubstr("kl-coef: 0.125 from step"));
@@ -59,9 +59,8 @@ TEST(ObserveTest, TraceTopLogsAndKlCoefficientOfARun) {
   const auto changed = std::find_if(
       kl.begin(), kl.end(), [](const auto& e) { return e.second == 0.125; });
   ASSERT_NE(changed, kl.end());
-  const RunResult replay =
-      Cox({"replay", run, "--step", std::to_string(changed->first)},
-          dir.path());
+  const RunResult replay = Cox(
+      {"replay", run, "--step", std::to_string(changed->first)}, dir.path());
   EXPECT_EQ(replay.exit_code, 0) << replay.output;
 
   const TraceFacts facts = CheckTrace(JoinPath(run, "trace.json"));

@@ -17,8 +17,8 @@
 namespace cox {
 namespace {
 
-using ::testing::HasSubstr;
 using cox::testing::TempDir;
+using ::testing::HasSubstr;
 
 std::vector<std::string> Arguments(const std::string& file,
                                    const std::string& run) {
@@ -44,11 +44,11 @@ std::vector<nlohmann::json> RowsOf(const std::string& run,
 
 TEST(PreferenceRunTest, RunsEndsComparesAndSurvivesAKill) {
   TempDir dir;
-  const std::string file = WriteMiniRecipe(
-      dir.path(),
-      "rft: {batch: 8}\n"
-      "dpo: {batch: 4, epochs: 2, optimizer: {lr: 3.0e-4}}\n"
-      "kto: {batch: 8, optimizer: {lr: 3.0e-4}}\n");
+  const std::string file =
+      WriteMiniRecipe(dir.path(),
+                      "rft: {batch: 8}\n"
+                      "dpo: {batch: 4, epochs: 2, optimizer: {lr: 3.0e-4}}\n"
+                      "kto: {batch: 8, optimizer: {lr: 3.0e-4}}\n");
   const std::string calm = JoinPath(dir.path(), "calm");
   const RunResult result = Cox(Arguments(file, calm), dir.path());
   ASSERT_EQ(result.exit_code, 0) << result.output;

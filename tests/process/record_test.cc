@@ -29,8 +29,7 @@ std::string Copy(const std::string& run, const std::string& to) {
 void Tamper(const std::string& run, const std::string& sql) {
   sqlite3* db = nullptr;
   ASSERT_EQ(sqlite3_open(JoinPath(run, "ledger.db").c_str(), &db), SQLITE_OK);
-  EXPECT_EQ(sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr),
-            SQLITE_OK)
+  EXPECT_EQ(sqlite3_exec(db, sql.c_str(), nullptr, nullptr, nullptr), SQLITE_OK)
       << sqlite3_errmsg(db);
   EXPECT_EQ(sqlite3_total_changes(db), 1) << sql;
   sqlite3_close(db);
@@ -60,8 +59,8 @@ void ExpectProven(const std::string& run, const std::string& scratch) {
 
 TEST(RecordTest, LiveAndFinishedRunOfFixedLagIsProven) {
   TempDir dir;
-  const std::string file = WriteTableTask(
-      dir.path(), "schedule: {mode: fixed_lag, lag: 1}\n");
+  const std::string file =
+      WriteTableTask(dir.path(), "schedule: {mode: fixed_lag, lag: 1}\n");
   const std::string run = JoinPath(dir.path(), "run");
   RunningRun running({"run", file, "run_dir=" + run},
                      JoinPath(dir.path(), "run.log"));
@@ -91,12 +90,11 @@ TEST(RecordTest, StreamingIsProvenAndEveryChangeIsFound) {
   ASSERT_EQ(result.exit_code, 0) << result.output;
   ExpectProven(run, dir.path());
 
-  const RunResult why =
-      Cox({"why", run, "--sample", "s0.1.2/3.0"}, dir.path());
+  const RunResult why = Cox({"why", run, "--sample", "s0.1.2/3.0"}, dir.path());
   EXPECT_EQ(why.exit_code, 0) << why.output;
-  for (const char* fact : {"prompt       3", "weights      s0v0", "reward",
-                           "table", "KL", "trained in   step", "checkpoint",
-                           "000001.seg, bytes"}) {
+  for (const char* fact :
+       {"prompt       3", "weights      s0v0", "reward", "table", "KL",
+        "trained in   step", "checkpoint", "000001.seg, bytes"}) {
     EXPECT_THAT(why.output, HasSubstr(fact));
   }
   EXPECT_EQ(Cox({"why", run, "--sample", "s0.1.2/99.0"}, dir.path()).exit_code,
@@ -145,8 +143,7 @@ TEST(RecordTest, StreamingIsProvenAndEveryChangeIsFound) {
   const RunResult length =
       Cox({"explain", "rollout/length", "--check", metric}, dir.path());
   EXPECT_EQ(length.exit_code, 0) << length.output;
-  const RunResult first =
-      Cox({"replay", metric, "--step", "7"}, dir.path());
+  const RunResult first = Cox({"replay", metric, "--step", "7"}, dir.path());
   EXPECT_EQ(first.exit_code, 1) << first.output;
   EXPECT_THAT(first.output, HasSubstr("DIVERGES at step 7: objective/kl"));
 }

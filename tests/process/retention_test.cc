@@ -22,10 +22,10 @@ using ::testing::Not;
 TEST(RetentionRun, UnitsGivenUpAndPayloadsRetiredAreProven) {
   TempDir dir;
   const std::string run = JoinPath(dir.path(), "run");
-  const std::string file = WriteTableTask(
-      dir.path(),
-      "audit: {fraction: 0, poison_after: 1, give_up_after: 1}\n"
-      "log: {keep_payload_bytes: 0}\n");
+  const std::string file =
+      WriteTableTask(dir.path(),
+                     "audit: {fraction: 0, poison_after: 1, give_up_after: 1}\n"
+                     "log: {keep_payload_bytes: 0}\n");
   setenv("COX_FAILPOINT", "actor.generated:8", 1);
   const RunResult result =
       Cox({"run", file, "run_dir=" + run, "checkpoint.keep_best=1",
@@ -70,12 +70,10 @@ TEST(RetentionRun, ADamagedLogIsPutRightOrToldAfterAKill) {
     }));
     kill(running.pid(), SIGKILL);
     running.Wait();
-    ASSERT_TRUE(
-        Eventually([&] { return FindProcess(run, "learner-0") == 0; }));
+    ASSERT_TRUE(Eventually([&] { return FindProcess(run, "learner-0") == 0; }));
   }
   const std::string copy = JoinPath(dir.path(), "copy");
-  std::filesystem::copy(run, copy,
-                        std::filesystem::copy_options::recursive);
+  std::filesystem::copy(run, copy, std::filesystem::copy_options::recursive);
   const auto damage = [](const std::string& of, bool sector) {
     const std::string path = JoinPath(of, "ledger.db-wal");
     std::string log = Fs::Real().ReadAll(path).value_or("");
@@ -87,8 +85,8 @@ TEST(RetentionRun, ADamagedLogIsPutRightOrToldAfterAKill) {
     ASSERT_TRUE(WriteFileDurably(Fs::Real(), path, log).ok());
   };
   damage(copy, /*sector=*/true);
-  const RunResult told = Cox({"run", file, "run_dir=" + copy, "ppo.steps=2000"},
-                             dir.path());
+  const RunResult told =
+      Cox({"run", file, "run_dir=" + copy, "ppo.steps=2000"}, dir.path());
   EXPECT_EQ(told.exit_code, 43) << told.output;
   EXPECT_THAT(told.output, HasSubstr("Put back ledger.db"));
 

@@ -114,9 +114,10 @@ bool Eventually(const std::function<bool()>& condition, absl::Duration limit) {
 }
 
 std::map<std::string, std::string> CommittedSteps(const std::string& run_dir) {
-  return Query(run_dir,
-               "SELECT stage || '/' || step, weight_hash || ' ' || batch_sha256 "
-               "FROM step");
+  return Query(
+      run_dir,
+      "SELECT stage || '/' || step, weight_hash || ' ' || batch_sha256 "
+      "FROM step");
 }
 
 std::map<std::string, std::string> UnitHashes(const std::string& run_dir) {
@@ -148,8 +149,7 @@ pid_t FindProcess(const std::string& run_dir, const std::string& name) {
     if (line.find(run_dir) == std::string::npos) {
       continue;
     }
-    const bool coordinator =
-        line.find("cox-coordinator") != std::string::npos;
+    const bool coordinator = line.find("cox-coordinator") != std::string::npos;
     const std::vector<std::string> words = absl::StrSplit(line, '\0');
     for (size_t i = 0; i + 1 < words.size(); ++i) {
       if ((words[i] == "--name" && words[i + 1] == name) ||
@@ -164,8 +164,7 @@ pid_t FindProcess(const std::string& run_dir, const std::string& name) {
 std::string WriteTableTask(const std::string& dir,
                            const std::string& extra_yaml) {
   const auto write = [&dir](const char* name, const std::string& text) {
-    EXPECT_TRUE(
-        WriteFileDurably(Fs::Real(), JoinPath(dir, name), text).ok());
+    EXPECT_TRUE(WriteFileDurably(Fs::Real(), JoinPath(dir, name), text).ok());
   };
   write("prompts.jsonl", "{\"prompt_ids\":[3]}\n");
   write("table.json",
@@ -207,25 +206,38 @@ std::string WriteMiniRecipe(const std::string& dir,
               "roles: {actors: 2, rewards: 1, learners: 2}\n"
               "model: {type: gpt2, hidden: 32, layers: 2, heads: 2, "
               "max_positions: 64}\n"
-              "tokenizer: {kind: train, vocab_size: 600, files: [", reviews,
+              "tokenizer: {kind: train, vocab_size: 600, files: [",
+              reviews,
               "/sft.jsonl]}\n"
-              "pretrain: {train: [", reviews, "/pretrain.jsonl], heldout: [",
-              reviews, "/heldout_text.jsonl], steps: 12, batch: 8, "
+              "pretrain: {train: [",
+              reviews, "/pretrain.jsonl], heldout: [", reviews,
+              "/heldout_text.jsonl], steps: 12, batch: 8, "
               "sequence_length: 32, optimizer: {lr: 3.0e-3}}\n"
-              "sft: {train: [", reviews, "/sft.jsonl], steps: 8, batch: 8, "
+              "sft: {train: [",
+              reviews,
+              "/sft.jsonl], steps: 8, batch: 8, "
               "sequence_length: 60}\n"
               "generation: {max_prompt_tokens: 40, max_new_tokens: 12}\n"
-              "collect: {prompts: [", reviews, "/comparisons_prompts.jsonl], "
+              "collect: {prompts: [",
+              reviews,
+              "/comparisons_prompts.jsonl], "
               "max_prompts: 24, unit_prompts: 6}\n"
-              "rm: {human_pairs: [", reviews, "/human_pairs.jsonl], epochs: 1, "
+              "rm: {human_pairs: [",
+              reviews,
+              "/human_pairs.jsonl], epochs: 1, "
               "batch: 8}\n"
-              "reward: {kind: rm, lexicon: ", data,
+              "reward: {kind: rm, lexicon: ",
+              data,
               "/lexicon/vader_lexicon.tsv}\n"
-              "ppo: {prompts: [", reviews, "/prompts.jsonl], steps: 4, "
+              "ppo: {prompts: [",
+              reviews,
+              "/prompts.jsonl], steps: 4, "
               "prompts_per_step: 16, unit_prompts: 4, epochs: 2, "
               "minibatches: 2, ptx: {coef: 0.5, batch: 4, sequence_length: 32}}"
               "\n"
-              "eval: {prompts: [", reviews, "/heldout_prompts.jsonl], "
+              "eval: {prompts: [",
+              reviews,
+              "/heldout_prompts.jsonl], "
               "max_prompts: 16, unit_prompts: 8, bootstrap: 200}\n"
               "checkpoint: {every: 5}\n"
               "limits: {lease_s: 2, heartbeat_s: 0.2, suspect_s: 1.5}\n",

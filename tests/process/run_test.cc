@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "absl/strings/str_cat.h"
 #include "lib/base/fs.h"
 #include "nlohmann/json.hpp"
 #include "tests/process/run_harness.h"
@@ -16,10 +16,10 @@
 namespace cox {
 namespace {
 
+using cox::testing::TempDir;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using cox::testing::TempDir;
 
 // Waits until the run trains and has committed `steps` steps.
 bool ReachesSteps(const std::string& run, size_t steps) {
@@ -65,10 +65,9 @@ TEST(RunTest, SameSeedGivesTheSameBitsWithAnyNumberOfProcesses) {
   EXPECT_THAT(CommittedSteps(first), Not(IsEmpty()));
   for (const std::string learners : {"1", "4"}) {
     const std::string other = JoinPath(dir.path(), learners);
-    const RunResult b =
-        Cox({"run", file, "run_dir=" + other, "roles.actors=1",
-             "roles.learners=" + learners},
-            dir.path());
+    const RunResult b = Cox({"run", file, "run_dir=" + other, "roles.actors=1",
+                             "roles.learners=" + learners},
+                            dir.path());
     ASSERT_EQ(b.exit_code, 0) << b.output;
     EXPECT_EQ(CommittedSteps(first), CommittedSteps(other)) << learners;
     EXPECT_EQ(UnitHashes(first), UnitHashes(other)) << learners;
@@ -80,8 +79,8 @@ TEST(RunTest, WaitsForLabelsOfPeopleAndGoesOn) {
   TempDir dir;
   const std::string file = WriteMiniRecipe(dir.path());
   const std::string run = JoinPath(dir.path(), "run");
-  RunningRun running({"run", file, "run_dir=" + run,
-                      "stages=[sft,collect,rm]", "collect.labeller=file"},
+  RunningRun running({"run", file, "run_dir=" + run, "stages=[sft,collect,rm]",
+                      "collect.labeller=file"},
                      JoinPath(dir.path(), "run.log"));
   ASSERT_TRUE(Eventually([&run] {
     return Fs::Real().Exists(JoinPath(run, "collect_samples.jsonl"));
@@ -99,8 +98,7 @@ TEST(RunTest, WaitsForLabelsOfPeopleAndGoesOn) {
     const nlohmann::json row = nlohmann::json::parse(
         text.substr(at, text.find('\n', at) - at), nullptr, false);
     ASSERT_EQ(row["responses"].size(), 4u);
-    labels += absl::StrCat("{\"prompt_id\":",
-                           row["prompt_id"].get<uint64_t>(),
+    labels += absl::StrCat("{\"prompt_id\":", row["prompt_id"].get<uint64_t>(),
                            ",\"ranking\":[2,1,3,3]}\n");
     ++rows;
   }
@@ -109,8 +107,7 @@ TEST(RunTest, WaitsForLabelsOfPeopleAndGoesOn) {
   ASSERT_TRUE(WriteFileDurably(Fs::Real(), ranked, "{\"prompt_id\":1}\n").ok());
   EXPECT_EQ(Cox({"labels", "import", run, ranked}, dir.path()).exit_code, 2);
   ASSERT_TRUE(WriteFileDurably(Fs::Real(), ranked, labels).ok());
-  const RunResult imported =
-      Cox({"labels", "import", run, ranked}, dir.path());
+  const RunResult imported = Cox({"labels", "import", run, ranked}, dir.path());
   ASSERT_EQ(imported.exit_code, 0) << imported.output;
   const RunResult result = running.Wait();
   EXPECT_EQ(result.exit_code, 0) << result.output;
@@ -154,14 +151,15 @@ std::string CaseName(const ::testing::TestParamInfo<KillCase>& info) {
   return name + (*info.param.schedule == '\0' ? "_sync" : "_fixed_lag");
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    EachRole, KillTest,
-    ::testing::Values(KillCase{"actor-0", ""}, KillCase{"reward-0", ""},
-                      KillCase{"learner-0", ""}, KillCase{"learner-1", ""},
-                      KillCase{"coordinator", ""},
-                      KillCase{"learner-0", kFixedLag},
-                      KillCase{"coordinator", kFixedLag}),
-    CaseName);
+INSTANTIATE_TEST_SUITE_P(EachRole, KillTest,
+                         ::testing::Values(KillCase{"actor-0", ""},
+                                           KillCase{"reward-0", ""},
+                                           KillCase{"learner-0", ""},
+                                           KillCase{"learner-1", ""},
+                                           KillCase{"coordinator", ""},
+                                           KillCase{"learner-0", kFixedLag},
+                                           KillCase{"coordinator", kFixedLag}),
+                         CaseName);
 
 TEST(RunTest, KilledSupervisorResumesWithTheSameWeights) {
   TempDir dir;
@@ -207,8 +205,7 @@ TEST(RunTest, StopDrainsAndTheSameCommandResumes) {
 TEST(RunTest, BadInputIsOneClearLineAndExitTwo) {
   TempDir dir;
   const std::string file = WriteTableTask(dir.path());
-  const RunResult typo =
-      Cox({"run", file, "ppo.kl_coeff=1"}, dir.path());
+  const RunResult typo = Cox({"run", file, "ppo.kl_coeff=1"}, dir.path());
   EXPECT_EQ(typo.exit_code, 2);
   EXPECT_THAT(typo.output, HasSubstr("did you mean 'kl_coef'"));
   const RunResult missing =
@@ -219,13 +216,13 @@ TEST(RunTest, BadInputIsOneClearLineAndExitTwo) {
                                JoinPath(dir.path(), "prompts.jsonl"),
                                "{\"prompt_ids\":[3,3,3]}\n")
                   .ok());
-  const RunResult too_long = Cox(
-      {"run", file, "run_dir=" + JoinPath(dir.path(), "long")}, dir.path());
+  const RunResult too_long =
+      Cox({"run", file, "run_dir=" + JoinPath(dir.path(), "long")}, dir.path());
   EXPECT_EQ(too_long.exit_code, 2) << too_long.output;
   EXPECT_THAT(too_long.output, HasSubstr("prompts.jsonl:1"));
-  ASSERT_TRUE(WriteFileDurably(Fs::Real(),
-                               JoinPath(dir.path(), "prompts.jsonl"), "")
-                  .ok());
+  ASSERT_TRUE(
+      WriteFileDurably(Fs::Real(), JoinPath(dir.path(), "prompts.jsonl"), "")
+          .ok());
   const RunResult empty = Cox(
       {"run", file, "run_dir=" + JoinPath(dir.path(), "empty")}, dir.path());
   EXPECT_EQ(empty.exit_code, 2) << empty.output;

@@ -10,10 +10,10 @@
 namespace cox {
 namespace {
 
+using cox::testing::TempDir;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
-using cox::testing::TempDir;
 
 TEST(TlsRunTest, SameWeightsAsWithoutAndNobodyElseGetsIn) {
   TempDir dir;
@@ -22,8 +22,8 @@ TEST(TlsRunTest, SameWeightsAsWithoutAndNobodyElseGetsIn) {
   const std::string certs = dir.Join("certs");
   const std::string foreign = dir.Join("foreign");
   // The run's name stands in the certificates.
-  for (const auto& [folder, run] : {std::pair{certs, "table"},
-                                    std::pair{foreign, "another"}}) {
+  for (const auto& [folder, run] :
+       {std::pair{certs, "table"}, std::pair{foreign, "another"}}) {
     const RunResult init =
         Cox({"certs", "init", folder, "--run", run}, dir.path());
     ASSERT_EQ(init.exit_code, 0) << init.output;

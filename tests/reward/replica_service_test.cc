@@ -41,8 +41,7 @@ class ReplicaTest : public ::testing::Test {
     options.coordinator.name = "reward-0";
     options.setup_engines = [](const EngineOptions&) {
       return ScoreEngineSet{
-          .numerics_class = "fake",
-          .make = [] {
+          .numerics_class = "fake", .make = [] {
             return absl::StatusOr<std::unique_ptr<ScoreEngine>>(
                 MakeFakePolicyEngine());
           }};
@@ -169,8 +168,7 @@ TEST_F(ReplicaTest, ReferenceLogprobsAnswerPerToken) {
                                         HasSubstr("temperature")));
   request.set_temperature(1);
   request.mutable_sequences(0)->set_response_ids(0, 9);  // vocabulary 9
-  EXPECT_THAT(call(&response),
-              StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(call(&response), StatusIs(absl::StatusCode::kInvalidArgument));
   request.clear_reference_hash();
   EXPECT_THAT(call(&response), StatusIs(absl::StatusCode::kInvalidArgument,
                                         HasSubstr("reference_hash")));
@@ -202,9 +200,9 @@ TEST_F(ReplicaTest, StrangersAndCallsWithoutDeadlineAreRefused) {
   auto stub = v1::RewardService::NewStub(*MakeChannel(address_));
   grpc::ClientContext context;
   v1::ScoreResponse response;
-  EXPECT_THAT(FromGrpc(stub->Score(&context, Request(), &response)),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("deadline")));
+  EXPECT_THAT(
+      FromGrpc(stub->Score(&context, Request(), &response)),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("deadline")));
 }
 
 TEST_F(ReplicaTest, LeavesWhenTheRunIsDoneAndTellsTheCoordinator) {
@@ -230,8 +228,8 @@ TEST_F(ReplicaTest, ABadTableEndsTheProcessWithItsPath) {
   reward->set_path("/nonexistent/table.json");
   StartReplica();
   thread_.Join();
-  EXPECT_THAT(result_, StatusIs(absl::StatusCode::kNotFound,
-                                HasSubstr("table.json")));
+  EXPECT_THAT(result_,
+              StatusIs(absl::StatusCode::kNotFound, HasSubstr("table.json")));
 }
 
 }  // namespace

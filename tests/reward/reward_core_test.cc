@@ -29,11 +29,9 @@ TEST(SequenceBatchTest, MarksThePositionsThatPredictTheResponse) {
   ASSERT_OK_AND_ASSIGN(const TokenBatch batch, MakeSequenceBatch(inputs));
   EXPECT_EQ(batch.batch, 2);
   EXPECT_EQ(batch.length, 5);
-  EXPECT_EQ(batch.ids,
-            (std::vector<int32_t>{5, 6, 7, 8, 9, 4, 3, 0, 0, 0}));
+  EXPECT_EQ(batch.ids, (std::vector<int32_t>{5, 6, 7, 8, 9, 4, 3, 0, 0, 0}));
   EXPECT_EQ(batch.lengths, (std::vector<int32_t>{5, 2}));
-  EXPECT_EQ(batch.scored,
-            (std::vector<uint8_t>{0, 1, 1, 1, 0, 1, 0, 0, 0, 0}));
+  EXPECT_EQ(batch.scored, (std::vector<uint8_t>{0, 1, 1, 1, 0, 1, 0, 0, 0, 0}));
 }
 
 TEST(SequenceBatchTest, RefusesWhatHasNoFirstToken) {
@@ -136,9 +134,8 @@ TEST(ReferenceLogprobsTest, AreThoseOfThePolicyThatGenerated) {
   request.sampling.temperature = 0.7;
   ASSERT_OK_AND_ASSIGN(const GenerateResult generated,
                        engine->Generate(request));
-  const std::vector<ScoreInput> inputs = {
-      Sequence({1, 2}, generated.tokens[0]),
-      Sequence({3}, generated.tokens[1])};
+  const std::vector<ScoreInput> inputs = {Sequence({1, 2}, generated.tokens[0]),
+                                          Sequence({3}, generated.tokens[1])};
   ASSERT_OK_AND_ASSIGN(const auto rows,
                        ReferenceLogprobs(engine.get(), inputs, 0.7));
   for (size_t i = 0; i < 2; ++i) {
@@ -153,7 +150,9 @@ MonoTime At(int64_t ms) { return MonoTime{1} + absl::Milliseconds(ms); }
 
 RequestTicket Ticket(uint64_t id, std::string hash, int64_t deadline_ms,
                      ModelSlot slot = ModelSlot::kReward) {
-  return {.id = id, .slot = slot, .hash = std::move(hash),
+  return {.id = id,
+          .slot = slot,
+          .hash = std::move(hash),
           .deadline = At(deadline_ms)};
 }
 

@@ -12,15 +12,13 @@ using ::testing::HasSubstr;
 
 using Ids = std::vector<int32_t>;
 
-std::optional<double> Look(const TableReward& table, Ids prompt,
-                           Ids response) {
+std::optional<double> Look(const TableReward& table, Ids prompt, Ids response) {
   return table.Lookup(prompt, response);
 }
 
 TEST(TableRewardTest, AnOmittedPromptMeansAnyAndTheExactOneWins) {
-  ASSERT_OK_AND_ASSIGN(
-      const TableReward table,
-      TableReward::FromJson(R"({"default": -0.5, "entries": [
+  ASSERT_OK_AND_ASSIGN(const TableReward table,
+                       TableReward::FromJson(R"({"default": -0.5, "entries": [
         {"response": [1, 0], "reward": 1},
         {"prompt": [7], "response": [1, 0], "reward": 2.5},
         {"prompt": [], "response": [], "reward": 3}]})"));
@@ -62,9 +60,8 @@ TEST(TableRewardTest, SaysWhatIsWrongAndWhere) {
        "entries[1]"},
   };
   for (const auto& [text, where] : cases) {
-    EXPECT_THAT(
-        TableReward::FromJson(text),
-        StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(where)))
+    EXPECT_THAT(TableReward::FromJson(text),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(where)))
         << text;
   }
 }

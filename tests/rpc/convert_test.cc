@@ -76,12 +76,12 @@ TEST(CredentialsTest, PlaintextIsForLoopbackOnly) {
                            "[::1]:5", "unix:/tmp/x"}) {
     EXPECT_THAT(CheckLoopback(good), IsOk()) << good;
   }
-  for (const char* far : {"10.0.0.1:7100", "0.0.0.0:1", "[::]:1",
-                          "example.org:1", "127.evil.example:1",
-                          "127.0.0.1.evil:1"}) {
-    EXPECT_THAT(CheckLoopback(far),
-                StatusIs(absl::StatusCode::kFailedPrecondition,
-                         HasSubstr("loopback")))
+  for (const char* far :
+       {"10.0.0.1:7100", "0.0.0.0:1", "[::]:1", "example.org:1",
+        "127.evil.example:1", "127.0.0.1.evil:1"}) {
+    EXPECT_THAT(
+        CheckLoopback(far),
+        StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("loopback")))
         << far;
     EXPECT_FALSE(ServerCredentials(far, nullptr).ok());
     EXPECT_FALSE(ChannelCredentials(far, nullptr).ok());
@@ -103,18 +103,17 @@ TEST(ResolveEndpointTest, ReadsBothFormsOfTheFile) {
   ASSERT_OK(WriteFileDurably(Fs::Real(), path, "{\"coordinator\": \"127"));
   EXPECT_THAT(ResolveEndpoint(Fs::Real(), source),
               StatusIs(absl::StatusCode::kUnavailable));
-  ASSERT_OK(WriteFileDurably(
-      Fs::Real(), path, R"({"run_id":"ab","coordinator":"127.0.0.1:7"})"));
-  ASSERT_OK_AND_ASSIGN(Endpoint endpoint,
-                       ResolveEndpoint(Fs::Real(), source));
+  ASSERT_OK(WriteFileDurably(Fs::Real(), path,
+                             R"({"run_id":"ab","coordinator":"127.0.0.1:7"})"));
+  ASSERT_OK_AND_ASSIGN(Endpoint endpoint, ResolveEndpoint(Fs::Real(), source));
   EXPECT_EQ(endpoint.address, "127.0.0.1:7");
   EXPECT_EQ(endpoint.run_id, "ab");
   ASSERT_OK(WriteFileDurably(Fs::Real(), path,
                              R"({"coordinator":{"grpc":"127.0.0.1:8"}})"));
   ASSERT_OK_AND_ASSIGN(endpoint, ResolveEndpoint(Fs::Real(), source));
   EXPECT_EQ(endpoint.address, "127.0.0.1:8");
-  ASSERT_OK(WriteFileDurably(Fs::Real(), path,
-                             R"({"coordinator":"10.1.1.1:8"})"));
+  ASSERT_OK(
+      WriteFileDurably(Fs::Real(), path, R"({"coordinator":"10.1.1.1:8"})"));
   EXPECT_THAT(ResolveEndpoint(Fs::Real(), source),
               StatusIs(absl::StatusCode::kFailedPrecondition));
 }
@@ -176,9 +175,9 @@ TEST(ProtoConvertTest, ReferenceLogprobsAreOnePerTokenAndNotPositive) {
   t.response_ids = {1, 2};
   v1::SequenceLogprobs logprobs;
   logprobs.add_logprobs(-1.0f);
-  EXPECT_THAT(ApplyLogprobs(logprobs, &t),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("expected 2")));
+  EXPECT_THAT(
+      ApplyLogprobs(logprobs, &t),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected 2")));
   logprobs.add_logprobs(0.0f);
   ASSERT_OK(ApplyLogprobs(logprobs, &t));
   EXPECT_EQ(t.reference_logprobs, (std::vector<float>{-1.0f, 0.0f}));
@@ -195,8 +194,8 @@ TEST(ChunkTest, StreamOfChunksRebuildsTheBytes) {
   EXPECT_EQ(ChunkCount(0), 1u);
   std::string built;
   for (size_t i = 0; i < 3; ++i) {
-    ASSERT_OK(AppendChunk(MakeChunk(i * kChunkBytes, bytes), bytes.size(),
-                          &built));
+    ASSERT_OK(
+        AppendChunk(MakeChunk(i * kChunkBytes, bytes), bytes.size(), &built));
   }
   EXPECT_EQ(built, bytes);
 }
@@ -229,9 +228,9 @@ TEST(SessionTest, IsHexAndNew) {
 }
 
 TEST(RoleFlagsTest, ParsesBothFormsAndNamesWhatIsWrong) {
-  const char* argv[] = {"p",      "--coordinator", "127.0.0.1:9",
+  const char* argv[] = {"p",           "--coordinator", "127.0.0.1:9",
                         "--run-id=ab", "--port",        "12",
-                        "--name", "actor-3"};
+                        "--name",      "actor-3"};
   ASSERT_OK_AND_ASSIGN(const RoleFlags flags,
                        ParseRoleFlags("p", "actor-0", 8, argv));
   EXPECT_EQ(flags.coordinator, "127.0.0.1:9");
@@ -239,16 +238,16 @@ TEST(RoleFlagsTest, ParsesBothFormsAndNamesWhatIsWrong) {
   EXPECT_EQ(flags.bind, "127.0.0.1:12");
   EXPECT_EQ(flags.name, "actor-3");
   const char* port[] = {"p", "--coordinator=x", "--port=70000"};
-  EXPECT_THAT(ParseRoleFlags("p", "n", 3, port),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("--port")));
+  EXPECT_THAT(
+      ParseRoleFlags("p", "n", 3, port),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--port")));
   const char* unknown[] = {"p", "--colour", "red"};
-  EXPECT_THAT(ParseRoleFlags("p", "n", 3, unknown),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("--colour")));
-  EXPECT_THAT(ParseRoleFlags("p", "n", 1, port),
-              StatusIs(absl::StatusCode::kInvalidArgument,
-                       HasSubstr("--coordinator")));
+  EXPECT_THAT(
+      ParseRoleFlags("p", "n", 3, unknown),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--colour")));
+  EXPECT_THAT(
+      ParseRoleFlags("p", "n", 1, port),
+      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("--coordinator")));
   const char* help[] = {"p", "--help"};
   EXPECT_THAT(ParseRoleFlags("p", "n", 2, help),
               StatusIs(absl::StatusCode::kCancelled, HasSubstr("usage")));

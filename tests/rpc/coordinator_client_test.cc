@@ -250,8 +250,8 @@ TEST(HeartbeaterTest, ReportsStateAndHearsStop) {
 
 TEST(OperatorClientTest, WatchesAndOrders) {
   FakeCoordinator coordinator;
-  OperatorClient client({.address = coordinator.address(),
-                         .run_id = kFakeRunId});
+  OperatorClient client(
+      {.address = coordinator.address(), .run_id = kFakeRunId});
   ASSERT_OK_AND_ASSIGN(const auto status, client.Status());
   EXPECT_EQ(status.run_id(), kFakeRunId);
   EXPECT_THAT(client.SetKlCoef(0.5), IsOkAndHolds(5));

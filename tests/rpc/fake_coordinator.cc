@@ -66,10 +66,10 @@ struct FakeCoordinator::State {
   }
 };
 
-#define FAKE_ENTER(method)                                            \
-  if (grpc::Status entered = s->Enter(method, request->caller());     \
-      !entered.ok()) {                                                \
-    return entered;                                                   \
+#define FAKE_ENTER(method)                                        \
+  if (grpc::Status entered = s->Enter(method, request->caller()); \
+      !entered.ok()) {                                            \
+    return entered;                                               \
   }
 
 struct FakeServices {
@@ -315,8 +315,8 @@ struct FakeServices {
                                  const v1::BeginCheckpointRequest* request,
                                  v1::BeginCheckpointResponse* r) override {
       FAKE_ENTER("BeginCheckpoint");
-      r->set_directory(absl::StrCat("/ckpt/", request->stage(), "/",
-                                    request->step()));
+      r->set_directory(
+          absl::StrCat("/ckpt/", request->stage(), "/", request->step()));
       return grpc::Status::OK;
     }
     grpc::Status CommitCheckpoint(grpc::ServerContext*,
@@ -438,9 +438,9 @@ bool FakeCoordinator::WaitForRegistrations(int count) {
 }
 bool FakeCoordinator::WaitForHeld(const std::string& content_hash) {
   MutexLock lock(&state_->mutex);
-  return state_->changed.WaitFor(
-      state_->mutex, absl::Seconds(20),
-      [&] { return state_->held.contains(content_hash); });
+  return state_->changed.WaitFor(state_->mutex, absl::Seconds(20), [&] {
+    return state_->held.contains(content_hash);
+  });
 }
 std::map<UnitId, std::string> FakeCoordinator::submissions() const {
   MutexLock lock(&state_->mutex);

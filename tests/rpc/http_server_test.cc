@@ -25,8 +25,7 @@ TEST(HttpServerTest, ServesProbesMetricsAndPages) {
   ready = true;
   EXPECT_EQ(client.Get("/readyz")->status, 200);
   EXPECT_EQ(client.Get("/metrics")->body, "x 1\n");
-  EXPECT_EQ(client.Get("/page")->get_header_value("Content-Type"),
-            "text/html");
+  EXPECT_EQ(client.Get("/page")->get_header_value("Content-Type"), "text/html");
   EXPECT_EQ(client.Get("/other")->status, 404);
 }
 

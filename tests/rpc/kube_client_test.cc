@@ -38,11 +38,10 @@ class KubeClientTest : public ::testing::Test {
     server_ = std::make_unique<httplib::SSLServer>(
         JoinPath(dir_.path(), "cert").c_str(),
         JoinPath(dir_.path(), "key").c_str());
-    server_->Patch(R"(/api/v1/namespaces/cox/pods/(.*))",
-                   [this](const httplib::Request& request_in,
-                          httplib::Response& response) {
-                     Answer(request_in, response);
-                   });
+    server_->Patch(
+        R"(/api/v1/namespaces/cox/pods/(.*))",
+        [this](const httplib::Request& request_in,
+               httplib::Response& response) { Answer(request_in, response); });
     port_ = server_->bind_to_any_port("127.0.0.1");
     thread_ = std::thread([this] { server_->listen_after_bind(); });
     // stop() before the thread listens would be lost.
@@ -88,8 +87,9 @@ class KubeClientTest : public ::testing::Test {
 TEST_F(KubeClientTest, MergesAnnotations) {
   ASSERT_OK(Annotate("actor-1"));
   EXPECT_EQ(type_, "application/merge-patch+json");
-  EXPECT_EQ(nlohmann::json::parse(body_),
-            nlohmann::json({{"metadata", {{"annotations", {{"a/b", "100"}}}}}}));
+  EXPECT_EQ(
+      nlohmann::json::parse(body_),
+      nlohmann::json({{"metadata", {{"annotations", {{"a/b", "100"}}}}}}));
 }
 
 TEST_F(KubeClientTest, SaysWhatWentWrong) {

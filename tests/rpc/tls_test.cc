@@ -126,11 +126,11 @@ std::vector<std::string> Paths() {
 // that far. So one server is enough for the whole matrix.
 TEST(TlsTest, EveryRpcByEveryIdentity) {
   World world;
-  auto server = *RpcServer::Start(
-      {.bind = "127.0.0.1:0",
-       .services = {&kNothing},
-       .advertise = "",
-       .tls = world.Identity("server", Who("coordinator"))});
+  auto server =
+      *RpcServer::Start({.bind = "127.0.0.1:0",
+                         .services = {&kNothing},
+                         .advertise = "",
+                         .tls = world.Identity("server", Who("coordinator"))});
   const std::string& address = server->address();
   std::map<std::string, std::shared_ptr<const TlsIdentity>> right, wrong_run,
       wrong_namespace, wrong_domain;
@@ -162,8 +162,8 @@ TEST(TlsTest, EveryRpcByEveryIdentity) {
       ++cells;
     }
     // A client refuses a server of another run before it sends anything.
-    for (const auto* strangers : {&wrong_run, &wrong_namespace,
-                                  &wrong_domain}) {
+    for (const auto* strangers :
+         {&wrong_run, &wrong_namespace, &wrong_domain}) {
       EXPECT_EQ(CodeOf(address, strangers->at("learner").get(), path),
                 grpc::StatusCode::UNAVAILABLE)
           << method;
@@ -177,22 +177,22 @@ TEST(TlsTest, EveryRpcByEveryIdentity) {
     }
   }
   EXPECT_EQ(cells, static_cast<int>(Paths().size()) * 13);
-  EXPECT_EQ(CodeOf(address, right["learner"].get(),
-                   "/evil.RunService/Register"),
-            grpc::StatusCode::PERMISSION_DENIED);
-  EXPECT_EQ(CodeOf(address, right["learner"].get(),
-                   "/grpc.health.v1.Health/Check"),
-            grpc::StatusCode::OK);
+  EXPECT_EQ(
+      CodeOf(address, right["learner"].get(), "/evil.RunService/Register"),
+      grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(
+      CodeOf(address, right["learner"].get(), "/grpc.health.v1.Health/Check"),
+      grpc::StatusCode::OK);
 }
 
 // A client of another run that does not check its server is still refused.
 TEST(TlsTest, ServerRefusesAnotherRun) {
   World world;
-  auto server = *RpcServer::Start(
-      {.bind = "127.0.0.1:0",
-       .services = {&kNothing},
-       .advertise = "",
-       .tls = world.Identity("server", Who("coordinator"))});
+  auto server =
+      *RpcServer::Start({.bind = "127.0.0.1:0",
+                         .services = {&kNothing},
+                         .advertise = "",
+                         .tls = world.Identity("server", Who("coordinator"))});
   const auto other = world.Identity("other", Who("learner", "another"));
   grpc::SslCredentialsOptions options;
   options.pem_root_certs = world.authority.certificate_pem;
@@ -205,11 +205,11 @@ TEST(TlsTest, ServerRefusesAnotherRun) {
   named.ip_addresses = {"127.0.0.1"};
   WriteIdentity(world.tmp.Join("named"), *IssueLeaf(world.authority, named),
                 world.authority.certificate_pem);
-  auto named_server = *RpcServer::Start(
-      {.bind = "127.0.0.1:0",
-       .services = {&kNothing},
-       .advertise = "",
-       .tls = *TlsIdentity::Load(world.tmp.Join("named"))});
+  auto named_server =
+      *RpcServer::Start({.bind = "127.0.0.1:0",
+                         .services = {&kNothing},
+                         .advertise = "",
+                         .tls = *TlsIdentity::Load(world.tmp.Join("named"))});
   auto channel = grpc::CreateChannel(named_server->address(),
                                      grpc::SslCredentials(options));
   auto stub = cox::v1::WeightService::NewStub(channel);
@@ -226,23 +226,23 @@ TEST(TlsTest, ServerRefusesAnotherRun) {
 
 TEST(TlsTest, AClientRefusesAServerThatIsNoServer) {
   World world;
-  auto server = *RpcServer::Start(
-      {.bind = "127.0.0.1:0",
-       .services = {&kNothing},
-       .advertise = "",
-       .tls = world.Identity("viewer", Who("viewer"))});
-  EXPECT_EQ(CodeOf(server->address(),
-                   world.Identity("learner", Who("learner")).get(),
-                   "/grpc.health.v1.Health/Check"),
-            grpc::StatusCode::UNAVAILABLE);
+  auto server =
+      *RpcServer::Start({.bind = "127.0.0.1:0",
+                         .services = {&kNothing},
+                         .advertise = "",
+                         .tls = world.Identity("viewer", Who("viewer"))});
+  EXPECT_EQ(
+      CodeOf(server->address(), world.Identity("learner", Who("learner")).get(),
+             "/grpc.health.v1.Health/Check"),
+      grpc::StatusCode::UNAVAILABLE);
 }
 
 TEST(TlsTest, PlaintextStaysOnLoopback) {
   World world;
   const auto tls = world.Identity("me", Who("actor"));
-  EXPECT_THAT(CheckAddress("10.0.0.1:7100", nullptr),
-              StatusIs(absl::StatusCode::kFailedPrecondition,
-                       HasSubstr("--tls DIR")));
+  EXPECT_THAT(
+      CheckAddress("10.0.0.1:7100", nullptr),
+      StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("--tls DIR")));
   EXPECT_THAT(CheckAddress("10.0.0.1:7100", tls.get()), IsOk());
   EXPECT_THAT(CheckAddress("coordinator", tls.get()),
               StatusIs(absl::StatusCode::kInvalidArgument));
@@ -262,8 +262,7 @@ TEST(TlsTest, RotationUnderLoadFailsNoCall) {
       absl::Seconds(FromEnvironment("COX_LIFETIME_S", 5));
   const absl::Duration every =
       absl::Seconds(FromEnvironment("COX_RENEW_EVERY_S", 0.35));
-  const int rotations =
-      static_cast<int>(FromEnvironment("COX_ROTATIONS", 20));
+  const int rotations = static_cast<int>(FromEnvironment("COX_ROTATIONS", 20));
   TempDir tmp;
   CertificateFolderOptions options;
   options.dir = tmp.path();
@@ -272,11 +271,11 @@ TEST(TlsTest, RotationUnderLoadFailsNoCall) {
   ASSERT_THAT(InitCertificates(options), IsOk());
   EXPECT_THAT(InitCertificates(options),
               StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("renew")));
-  auto server = *RpcServer::Start(
-      {.bind = "127.0.0.1:0",
-       .services = {&kNothing},
-       .advertise = "",
-       .tls = *TlsIdentity::Load(tmp.Join("coordinator"))});
+  auto server =
+      *RpcServer::Start({.bind = "127.0.0.1:0",
+                         .services = {&kNothing},
+                         .advertise = "",
+                         .tls = *TlsIdentity::Load(tmp.Join("coordinator"))});
   server->SetServing(true);
   const auto client = *TlsIdentity::Load(tmp.Join("viewer"));
   const auto kept = *MakeChannelAs(server->address(), client.get());
@@ -287,8 +286,8 @@ TEST(TlsTest, RotationUnderLoadFailsNoCall) {
   // A new channel each time: it is the handshake that may fail.
   std::thread fresh([&] {
     while (!stop) {
-      const grpc::StatusCode code = CodeOf(
-          server->address(), client.get(), "/grpc.health.v1.Health/Check");
+      const grpc::StatusCode code = CodeOf(server->address(), client.get(),
+                                           "/grpc.health.v1.Health/Check");
       ++handshakes;
       if (code != grpc::StatusCode::OK) ++failed;
     }
@@ -312,13 +311,13 @@ TEST(TlsTest, RotationUnderLoadFailsNoCall) {
   stop = true;
   fresh.join();
   open.join();
-  std::printf("%d rotations of %s certificates in %.0f s: %lld handshakes, "
-              "%lld calls on one connection, %lld failed\n",
-              rotations, absl::FormatDuration(lifetime).c_str(),
-              absl::ToDoubleSeconds(took),
-              static_cast<long long>(handshakes.load()),
-              static_cast<long long>(calls.load()),
-              static_cast<long long>(failed.load()));
+  std::printf(
+      "%d rotations of %s certificates in %.0f s: %lld handshakes, "
+      "%lld calls on one connection, %lld failed\n",
+      rotations, absl::FormatDuration(lifetime).c_str(),
+      absl::ToDoubleSeconds(took), static_cast<long long>(handshakes.load()),
+      static_cast<long long>(calls.load()),
+      static_cast<long long>(failed.load()));
   EXPECT_NE(*Fs::Real().ReadAll(tmp.Join("viewer/tls.crt")), before);
   EXPECT_GT(took, lifetime);  // else nothing that expired was replaced
   EXPECT_EQ(failed, 0);
@@ -384,11 +383,10 @@ TEST(IdentityTest, TheRoleInAnIdentity) {
 }
 
 TEST(AuthorizationTest, PathsAndDefaults) {
-  EXPECT_EQ(MethodOfPath("/cox.v1.RunService/Register"),
-            "RunService.Register");
-  for (const char* bad : {"", "x", "/", "/a", "/cox.v1.RunService/",
-                          "/cox.v1.RunService/a/b", "/other.RunService/Register",
-                          "/cox.v1.x.RunService/Register"}) {
+  EXPECT_EQ(MethodOfPath("/cox.v1.RunService/Register"), "RunService.Register");
+  for (const char* bad :
+       {"", "x", "/", "/a", "/cox.v1.RunService/", "/cox.v1.RunService/a/b",
+        "/other.RunService/Register", "/cox.v1.x.RunService/Register"}) {
     EXPECT_EQ(MethodOfPath(bad), "") << bad;
   }
   EXPECT_FALSE(RoleMay("learner", ""));

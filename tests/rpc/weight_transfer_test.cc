@@ -31,11 +31,12 @@ std::shared_ptr<const Snapshot> MakeWeights(float first) {
 struct Peer {
   explicit Peer(std::function<void(v1::Chunk*)> hook = nullptr)
       : service(&store, {.run_id = [] { return std::string("run"); },
-                         .on_chunk = [this, hook](v1::Chunk* chunk) {
-                           ++chunks;
-                           offsets.push_back(chunk->offset());
-                           if (hook) hook(chunk);
-                         }}),
+                         .on_chunk =
+                             [this, hook](v1::Chunk* chunk) {
+                               ++chunks;
+                               offsets.push_back(chunk->offset());
+                               if (hook) hook(chunk);
+                             }}),
         server(*RpcServer::Start({.services = {&service}})) {}
   SnapshotStore store;
   std::atomic<int> chunks = 0;
@@ -74,9 +75,9 @@ TEST(WeightTransferTest, AVersionArrivesBitForBit) {
   auto weights = MakeWeights(0);
   Peer peer;
   peer.store.Put(weights);
-  ExpectSame(FetchSnapshot(SourceOf(*weights, {peer.server->address()}),
-                           Options()),
-             *weights);
+  ExpectSame(
+      FetchSnapshot(SourceOf(*weights, {peer.server->address()}), Options()),
+      *weights);
   EXPECT_EQ(peer.chunks, 4);
 }
 
@@ -106,9 +107,9 @@ TEST(WeightTransferTest, AChunkDamagedOnceComesRightTheSecondTime) {
     }
   });
   peer.store.Put(weights);
-  ExpectSame(FetchSnapshot(SourceOf(*weights, {peer.server->address()}),
-                           Options()),
-             *weights);
+  ExpectSame(
+      FetchSnapshot(SourceOf(*weights, {peer.server->address()}), Options()),
+      *weights);
 }
 
 TEST(WeightTransferTest, ASourceOfBadChunksIsQuarantined) {
@@ -117,11 +118,10 @@ TEST(WeightTransferTest, ASourceOfBadChunksIsQuarantined) {
     if (chunk->offset() == kChunkBytes) chunk->mutable_data()->at(0) ^= 1;
   });
   bad.store.Put(weights);
-  EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {bad.server->address()}),
-                            Options()),
-              StatusIs(absl::StatusCode::kDataLoss));
-  EXPECT_EQ(std::count(bad.offsets.begin(), bad.offsets.end(), kChunkBytes),
-            3);
+  EXPECT_THAT(
+      FetchSnapshot(SourceOf(*weights, {bad.server->address()}), Options()),
+      StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_EQ(std::count(bad.offsets.begin(), bad.offsets.end(), kChunkBytes), 3);
 }
 
 TEST(WeightTransferTest, AWrongTensorIsNamedAndNeverReturned) {
@@ -133,9 +133,9 @@ TEST(WeightTransferTest, AWrongTensorIsNamedAndNeverReturned) {
   };
   Peer liar(lie);
   liar.store.Put(weights);
-  EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {liar.server->address()}),
-                            Options()),
-              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor 'b'")));
+  EXPECT_THAT(
+      FetchSnapshot(SourceOf(*weights, {liar.server->address()}), Options()),
+      StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor 'b'")));
   Peer good;
   good.store.Put(weights);
   ExpectSame(FetchSnapshot(SourceOf(*weights, {liar.server->address(),
@@ -171,10 +171,9 @@ TEST(WeightTransferTest, SkipsSourcesThatAreGoneOrDoNotHold) {
     Peer dead;
     gone = dead.server->address();
   }
-  ExpectSame(FetchSnapshot(
-                 SourceOf(*weights, {gone, empty.server->address(),
-                                     good.server->address()}),
-                 Options()),
+  ExpectSame(FetchSnapshot(SourceOf(*weights, {gone, empty.server->address(),
+                                               good.server->address()}),
+                           Options()),
              *weights);
 }
 
@@ -183,16 +182,16 @@ TEST(WeightTransferTest, GivesUpWithTheLastError) {
   Peer empty;
   FetchOptions options = Options();
   options.patience = absl::ZeroDuration();
-  EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {empty.server->address()}),
-                            options),
-              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("not held")));
+  EXPECT_THAT(
+      FetchSnapshot(SourceOf(*weights, {empty.server->address()}), options),
+      StatusIs(absl::StatusCode::kUnavailable, HasSubstr("not held")));
   EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {}), options),
               StatusIs(absl::StatusCode::kUnavailable));
   options = Options();
   options.sleep = [](absl::Duration) { return true; };
-  EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {empty.server->address()}),
-                            options),
-              StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_THAT(
+      FetchSnapshot(SourceOf(*weights, {empty.server->address()}), options),
+      StatusIs(absl::StatusCode::kCancelled));
 }
 
 TEST(WeightTransferTest, RefusesBadManifestsSizesAndStrangers) {
@@ -236,8 +235,8 @@ TEST(ChunkCodecTest, SpeaksTheGeneratedCodesBytes) {
     grpc::Slice slice;
     ASSERT_TRUE(encoded.DumpToSingleSlice(&slice).ok());
     v1::Chunk chunk;
-    ASSERT_TRUE(chunk.ParseFromArray(slice.begin(),
-                                     static_cast<int>(slice.size())));
+    ASSERT_TRUE(
+        chunk.ParseFromArray(slice.begin(), static_cast<int>(slice.size())));
     EXPECT_EQ(chunk.offset(), begin);
     EXPECT_EQ(chunk.data().size(), 1000u);
     EXPECT_EQ(chunk.xxh3(), Xxh3_128(chunk.data()));
@@ -257,12 +256,13 @@ TEST(ChunkCodecTest, SpeaksTheGeneratedCodesBytes) {
 }
 
 TEST(ChunkCodecTest, SkipsUnknownFieldsAndRefusesCutMessages) {
-  v1::Chunk chunk = MakeChunk(5, "01234" "12345");  // data from offset 5 on
+  v1::Chunk chunk = MakeChunk(5,
+                              "01234"
+                              "12345");  // data from offset 5 on
   std::string bytes = chunk.SerializeAsString();
   // Fields 7 to 10 of a later contract: varint, 8 bytes, length, 4 bytes.
-  const std::string later =
-      std::string("\x38\x96\x01\x41", 4) + "8 bytes." +
-      std::string("\x4a\x02", 2) + "ab" + "\x55" + "4by.";
+  const std::string later = std::string("\x38\x96\x01\x41", 4) + "8 bytes." +
+                            std::string("\x4a\x02", 2) + "ab" + "\x55" + "4by.";
   const auto view = ChunkView::Parse(InPieces(later + bytes + later, 3));
   ASSERT_TRUE(view.ok()) << view.status();
   EXPECT_EQ(Joined(*view), "12345");
@@ -300,9 +300,9 @@ TEST(WeightTransferTest, LargeVersionsAreVerifiedBesideTheTransfer) {
   Peer good;
   liar.store.Put(weights);
   good.store.Put(weights);
-  EXPECT_THAT(FetchSnapshot(SourceOf(*weights, {liar.server->address()}),
-                            Options()),
-              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor 'c'")));
+  EXPECT_THAT(
+      FetchSnapshot(SourceOf(*weights, {liar.server->address()}), Options()),
+      StatusIs(absl::StatusCode::kDataLoss, HasSubstr("tensor 'c'")));
   ExpectSame(FetchSnapshot(SourceOf(*weights, {liar.server->address(),
                                                good.server->address()}),
                            Options()),

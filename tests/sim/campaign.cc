@@ -60,8 +60,7 @@ class Campaign {
     SimResult result = Simulate(options);
     ++own.schedules;
     own.events += result.events;
-    own.virtual_s +=
-        static_cast<double>(result.virtual_time) / kSecond;
+    own.virtual_s += static_cast<double>(result.virtual_time) / kSecond;
     own.coverage.Add(result.coverage);
     own.failed_units += static_cast<int64_t>(result.failed_units);
     own.removed_segments += static_cast<int64_t>(result.removed_segments);

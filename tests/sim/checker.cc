@@ -83,11 +83,12 @@ void Checker::Check(const BatchRow& row) {
 }
 
 void Checker::Check(const StepRow& row) {
-  const std::string what = absl::StrCat("stage ", row.stage, " step ", row.step);
+  const std::string what =
+      absl::StrCat("stage ", row.stage, " step ", row.step);
   std::vector<StepRow>& steps = steps_[row.stage];
   if (row.step != static_cast<int64_t>(steps.size()) + 1) {  // 1
-    Violation(absl::StrCat("invariant 1: ", what, " after step ",
-                           steps.size()));
+    Violation(
+        absl::StrCat("invariant 1: ", what, " after step ", steps.size()));
   }
   if (row.generation.value < generation_) {  // 7
     Violation(absl::StrCat("invariant 7: ", what, " of generation ",
@@ -108,8 +109,8 @@ void Checker::Check(const StepRow& row) {
     for (const UnitId& id : units) {
       auto unit = units_.find(id);
       if (unit == units_.end()) {  // 3
-        return Violation(absl::StrCat("invariant 3: ", what,
-                                      " without unit ", id.ToString()));
+        return Violation(absl::StrCat("invariant 3: ", what, " without unit ",
+                                      id.ToString()));
       }
       used_in_[id] = row.step;
       if (!streaming(row.stage) && !trained_.insert(id).second) {  // 2
@@ -117,10 +118,10 @@ void Checker::Check(const StepRow& row) {
                                " is in two steps"));
       }
       const int64_t staleness = row.step - 1 - unit->second.version_step;
-      if (staleness < 0 || (streaming(row.stage) &&
-                            staleness > plan_.schedule().eta)) {  // 5, 6
-        Violation(absl::StrCat("invariant 6: ", what, ": unit ",
-                               id.ToString(), " has staleness ", staleness));
+      if (staleness < 0 ||
+          (streaming(row.stage) && staleness > plan_.schedule().eta)) {  // 5, 6
+        Violation(absl::StrCat("invariant 6: ", what, ": unit ", id.ToString(),
+                               " has staleness ", staleness));
       }
       batch.push_back({id, unit->second.sha256, {}});
     }
@@ -154,14 +155,13 @@ void Checker::Check(const StepRow& row) {
 
 void Checker::Check(const VersionRow& row) {
   const PolicyVersion& v = row.version;
-  if (row.model != "policy" ||
-      plan_.stage(v.stage).kind != StageKind::kPpo || v.step == 0) {
+  if (row.model != "policy" || plan_.stage(v.stage).kind != StageKind::kPpo ||
+      v.step == 0) {
     return;
   }
   const std::vector<StepRow>& steps = steps_[v.stage];
   if (v.step > static_cast<int64_t>(steps.size()) ||
-      steps[static_cast<size_t>(v.step - 1)].weight_hash !=
-          row.content_hash) {
+      steps[static_cast<size_t>(v.step - 1)].weight_hash != row.content_hash) {
     Violation(absl::StrCat("rule 16: version ", v.ToString(),
                            " is not that of a committed step"));
   }
@@ -171,19 +171,17 @@ void Checker::CheckpointIsThere(const CheckpointRow& row) {
   const auto manifest =
       VerifyCheckpoint(fs_, row.directory, row.manifest_sha256);
   if (!manifest.ok()) {  // 8, 12
-    Violation(absl::StrCat("invariant 8: stage ", row.stage, " step ",
-                           row.step, ": ", manifest.status().ToString()));
+    Violation(absl::StrCat("invariant 8: stage ", row.stage, " step ", row.step,
+                           ": ", manifest.status().ToString()));
   }
 }
 
 void Checker::Check(const CheckpointRow& row) {
   const std::vector<StepRow>& steps = steps_[row.stage];
   if (row.step < 1 || row.step > static_cast<int64_t>(steps.size()) ||
-      steps[static_cast<size_t>(row.step - 1)].weight_hash !=
-          row.weight_hash) {
-    Violation(absl::StrCat("rule 13: checkpoint of stage ", row.stage,
-                           " step ", row.step,
-                           " is not that of a committed step"));
+      steps[static_cast<size_t>(row.step - 1)].weight_hash != row.weight_hash) {
+    Violation(absl::StrCat("rule 13: checkpoint of stage ", row.stage, " step ",
+                           row.step, " is not that of a committed step"));
   }
   if (row.generation.value < 1 || row.generation.value > generation_ + 1000) {
     Violation("rule 14: a checkpoint without generation");
@@ -282,8 +280,7 @@ void Checker::OnRecovered(const LedgerState& state) {
     const auto row = std::lower_bound(
         state.units.begin(), state.units.end(), unit,
         [](const UnitRow& r, const UnitId& id) { return r.id < id; });
-    if (row == state.units.end() || row->id != unit ||
-        row->sha256 != sha256) {
+    if (row == state.units.end() || row->id != unit || row->sha256 != sha256) {
       Violation(absl::StrCat("invariant 14: unit ", unit.ToString(),
                              " was acknowledged and is gone"));
     }

@@ -72,9 +72,9 @@ class Checker {
   std::map<int32_t, std::vector<StepRow>> steps_;
   std::map<std::pair<int32_t, int64_t>, CheckpointRow> checkpoints_;
   std::map<int32_t, TrainerState> fold_;  // after the last step
-  std::map<UnitId, int64_t> used_in_;  // trained or dropped by which step
-  std::set<int32_t> done_;             // stages
-  std::set<UnitId> failed_;            // given up
+  std::map<UnitId, int64_t> used_in_;     // trained or dropped by which step
+  std::set<int32_t> done_;                // stages
+  std::set<UnitId> failed_;               // given up
 };
 
 }  // namespace cox::sim

@@ -55,13 +55,11 @@ absl::Status CoordinatorProcess::Open() {
       std::make_unique<SimLedger>(world_, OpenMemoryLedger(&world_.disk));
   COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->Load());
   world_.checker.OnRecovered(state);
-  COX_ASSIGN_OR_RETURN(auto segments,
-                       SegmentStore::Open(world_.fs,
-                                          {.dir = "/run/segments",
-                                           .segment_bytes = 512},
-                                          state.units,
-                                          state.removed_segments,
-                                          ledger->last_transaction()));
+  COX_ASSIGN_OR_RETURN(
+      auto segments,
+      SegmentStore::Open(
+          world_.fs, {.dir = "/run/segments", .segment_bytes = 512},
+          state.units, state.removed_segments, ledger->last_transaction()));
   std::set<int32_t> gone;
   for (const SegmentRemovedRow& row : state.removed_segments) {
     gone.insert(row.segment);
@@ -84,9 +82,8 @@ absl::Status CoordinatorProcess::Open() {
   options.history_steps = 0;  // as little as the rules allow
   options.rules = world_.rules.core;
   COX_ASSIGN_OR_RETURN(
-      auto core,
-      CoordinatorCore::Create(options, world_.plan, state, ledger->epoch(),
-                              world_.loop.mono()));
+      auto core, CoordinatorCore::Create(options, world_.plan, state,
+                                         ledger->epoch(), world_.loop.mono()));
   turn_ = std::make_unique<CoreTurn>(std::move(core), std::move(ledger),
                                      std::move(segments), kTick);
   turn_->Start(this, world_.loop.mono());
@@ -107,8 +104,8 @@ void CoordinatorProcess::OnStart() {
   }
   turn_due_ = false;
   if (world_.tracing()) {
-    world_.Trace(absl::StrCat(name, " starts as epoch ",
-                              turn_->core().epoch().value));
+    world_.Trace(
+        absl::StrCat(name, " starts as epoch ", turn_->core().epoch().value));
   }
   RunTurn();
 }
@@ -167,13 +164,12 @@ void CoordinatorProcess::RunTurn() {
 
 void CoordinatorProcess::ScheduleWake() {
   const Ns due = turn_->NextWake().ns;
-  After(std::max<Ns>(due - world_.loop.now(), kMs),
-        [this, turns = turns_] {
-          // Another turn since then has its own wake-up.
-          if (turns == turns_ && !turn_due_) {
-            RunTurn();
-          }
-        });
+  After(std::max<Ns>(due - world_.loop.now(), kMs), [this, turns = turns_] {
+    // Another turn since then has its own wake-up.
+    if (turns == turns_ && !turn_due_) {
+      RunTurn();
+    }
+  });
 }
 
 absl::StatusOr<std::string> CoordinatorProcess::MakePlaceholder(
@@ -181,8 +177,7 @@ absl::StatusOr<std::string> CoordinatorProcess::MakePlaceholder(
   return PlaceholderOf(unit, policy_hash, version_step);
 }
 
-void CoordinatorProcess::OnEffect(CoordinatorCore& core,
-                                  const Effect& effect) {
+void CoordinatorProcess::OnEffect(CoordinatorCore& core, const Effect& effect) {
   switch (effect.kind) {
     case Effect::Kind::kStageComplete: {
       const int32_t next = effect.stage + 1;

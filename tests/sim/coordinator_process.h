@@ -29,10 +29,10 @@ class CoordinatorProcess : public Process, public EffectHandler {
     CoreTurn::Item item;
     item.task = [this, decide = std::move(decide), reply = std::move(reply)] {
       absl::StatusOr<T> result = decide(turn_->core());
-      turn_->AfterCommit([result = std::move(result),
-                          reply](const absl::Status& committed) {
-        reply(committed.ok() ? result : absl::StatusOr<T>(committed));
-      });
+      turn_->AfterCommit(
+          [result = std::move(result), reply](const absl::Status& committed) {
+            reply(committed.ok() ? result : absl::StatusOr<T>(committed));
+          });
     };
     Post(std::move(item));
   }
@@ -52,10 +52,10 @@ class CoordinatorProcess : public Process, public EffectHandler {
         absl::StatusOr<T> result =
             !found.ok() ? absl::StatusOr<T>(found.status())
                         : absl::StatusOr<T>(found->value_or(empty));
-        turn_->AfterCommit([result = std::move(result),
-                            reply](const absl::Status& committed) {
-          reply(committed.ok() ? result : absl::StatusOr<T>(committed));
-        });
+        turn_->AfterCommit(
+            [result = std::move(result), reply](const absl::Status& committed) {
+              reply(committed.ok() ? result : absl::StatusOr<T>(committed));
+            });
         return true;
       });
     };

@@ -6,14 +6,27 @@
 namespace cox::sim {
 
 const char* FaultName(FaultKind kind) {
-  constexpr const char* kNames[] = {
-      "loss",           "duplicate",        "delay",
-      "reorder",        "partition",        "partition-one-way",
-      "kill-actor",     "kill-reward",      "kill-learner",
-      "kill-coordinator", "stop-actor",     "stop-learner",
-      "stop-coordinator", "second-coordinator", "kill-at-operation",
-      "lying-actor",    "power-loss",       "power-loss-at-operation",
-      "disk-full",      "sync-error",       "wall-clock-jump"};
+  constexpr const char* kNames[] = {"loss",
+                                    "duplicate",
+                                    "delay",
+                                    "reorder",
+                                    "partition",
+                                    "partition-one-way",
+                                    "kill-actor",
+                                    "kill-reward",
+                                    "kill-learner",
+                                    "kill-coordinator",
+                                    "stop-actor",
+                                    "stop-learner",
+                                    "stop-coordinator",
+                                    "second-coordinator",
+                                    "kill-at-operation",
+                                    "lying-actor",
+                                    "power-loss",
+                                    "power-loss-at-operation",
+                                    "disk-full",
+                                    "sync-error",
+                                    "wall-clock-jump"};
   static_assert(std::size(kNames) == kFaultKinds);
   return kNames[static_cast<size_t>(kind)];
 }

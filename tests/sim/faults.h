@@ -27,12 +27,12 @@ enum class FaultKind {
   kKillReward,
   kKillLearner,
   kKillCoordinator,
-  kStopActor,        // SIGSTOP, later SIGCONT
-  kStopLearner,      // becomes a zombie of an older generation
-  kStopCoordinator,  // no other starts; wakes up after a while
+  kStopActor,          // SIGSTOP, later SIGCONT
+  kStopLearner,        // becomes a zombie of an older generation
+  kStopCoordinator,    // no other starts; wakes up after a while
   kSecondCoordinator,  // another takes over while the old one still runs
-  kKillAtOperation,  // in the middle of a durable operation
-  kLyingActor,       // wrong weight hash, another result for a unit
+  kKillAtOperation,    // in the middle of a durable operation
+  kLyingActor,         // wrong weight hash, another result for a unit
   // The machine
   kPowerLoss,
   kPowerLossAtOperation,
@@ -48,8 +48,8 @@ struct Fault {
   FaultKind kind = FaultKind::kLoss;
   Ns at = 0;
   Ns duration = 0;
-  int target = 0;       // which of the processes it can hit
-  double rate = 0;      // of messages
+  int target = 0;         // which of the processes it can hit
+  double rate = 0;        // of messages
   int64_t operation = 0;  // k-th from `at` on
   std::string ToString() const;
 };
@@ -59,8 +59,8 @@ std::vector<Fault> DrawFaults(CounterRng& rng);
 
 // Where a run stands when a fault hits it.
 enum class SimState {
-  kText,     // sft, rm
-  kUnits,    // collect, eval
+  kText,   // sft, rm
+  kUnits,  // collect, eval
   kPpo,
   kReplay,   // the learner computes committed steps again
   kNoGroup,  // no learner group

@@ -15,8 +15,7 @@ constexpr int64_t kCheckpointEvery = 2;
 
 }  // namespace
 
-LearnerProcess::LearnerProcess(World& world, std::string its_name,
-                               int32_t rank)
+LearnerProcess::LearnerProcess(World& world, std::string its_name, int32_t rank)
     : WorkerProcess(world, Role::kLearner, std::move(its_name), rank) {}
 
 void LearnerProcess::OnStart() {
@@ -112,8 +111,7 @@ void LearnerProcess::OnAssignment(const AssignmentData& assignment) {
 absl::StatusOr<TrainerState> LearnerProcess::LoadCheckpoint(
     const CheckpointRow& row) {
   COX_RETURN_IF_ERROR(
-      VerifyCheckpoint(world_.fs, row.directory, row.manifest_sha256)
-          .status());
+      VerifyCheckpoint(world_.fs, row.directory, row.manifest_sha256).status());
   COX_ASSIGN_OR_RETURN(
       const std::string text,
       world_.fs.ReadAll(JoinPath(row.directory, "trainer/state.bin")));
@@ -308,9 +306,8 @@ void LearnerProcess::KeepOnly() {
       }
     }
   }
-  std::erase_if(held_, [&](const std::string& hash) {
-    return !keep.contains(hash);
-  });
+  std::erase_if(held_,
+                [&](const std::string& hash) { return !keep.contains(hash); });
 }
 
 }  // namespace cox::sim

@@ -1,12 +1,12 @@
 // Steps, checkpoints and retention of the simulated learners.
 
-#include "tests/sim/learner_process.h"
-
 #include <algorithm>
 #include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "learner/checkpoint.h"
 #include "lib/base/hash.h"
+#include "tests/sim/learner_process.h"
 
 namespace cox::sim {
 namespace {
@@ -46,8 +46,7 @@ class UnsyncedFs : public Fs {
   absl::Status MakeDirs(const std::string& path, int mode) override {
     return fs_.MakeDirs(path, mode);
   }
-  absl::Status Rename(const std::string& from,
-                      const std::string& to) override {
+  absl::Status Rename(const std::string& from, const std::string& to) override {
     return fs_.Rename(from, to);
   }
   absl::Status RemoveAll(const std::string& path) override {
@@ -87,9 +86,8 @@ void LearnerProcess::TakeBatch(int64_t step) {
                    ReplyTo<Batch> reply) {
         coordinator.Poll<Batch>(
             kPoll, Batch(),
-            [this, &coordinator, caller, step,
-             stage = assignment_.stage](CoordinatorCore& core)
-                -> absl::StatusOr<std::optional<Batch>> {
+            [this, &coordinator, caller, step, stage = assignment_.stage](
+                CoordinatorCore& core) -> absl::StatusOr<std::optional<Batch>> {
               COX_ASSIGN_OR_RETURN(std::optional<Batch> batch,
                                    core.TakeBatch(caller, stage, step));
               world_.checker.OnServed(caller.generation,
@@ -169,8 +167,8 @@ bool LearnerProcess::WriteCheckpointFiles(const std::string& directory,
   CheckpointContents contents;
   contents.state = kept.Save();
   UnsyncedFs unsynced(world_.fs);
-  Fs& fs = world_.rules.files_before_name ? static_cast<Fs&>(world_.fs)
-                                          : unsynced;
+  Fs& fs =
+      world_.rules.files_before_name ? static_cast<Fs&>(world_.fs) : unsynced;
   absl::StatusOr<WrittenCheckpoint> written =
       WriteCheckpoint(fs, directory,
                       {.run_id = "r",
@@ -195,8 +193,7 @@ bool LearnerProcess::WriteCheckpointFiles(const std::string& directory,
     Kill("the checkpoint cannot be written");
     return false;
   }
-  checkpoint_ = CheckpointData{state.step, directory,
-                               written->manifest_sha256,
+  checkpoint_ = CheckpointData{state.step, directory, written->manifest_sha256,
                                written->state_sha256};
   checkpoint_weights_ = state.weights;
   return true;
@@ -229,19 +226,18 @@ void LearnerProcess::BeginCheckpoint(int64_t step) {
               Sha256Hex(std::string_view("manifest to be")), "state to be"};
           checkpoint_weights_ = state_.weights;
         }
-        After(world_.Jitter(20 * kMs, 600 * kMs),
-              [this, directory = *directory, state = state_] {
-                if (lineage_.has_value() &&
-                    WriteCheckpointFiles(directory, state) &&
-                    world_.rules.lineage.row_after_write) {
-                  const bool waits = action_.kind ==
-                                     LineageAction::Kind::kAwaitCheckpoint;
-                  lineage_->OnCheckpointWritten();
-                  if (waits) {
-                    Continue();
-                  }
-                }
-              });
+        After(world_.Jitter(20 * kMs, 600 * kMs), [this, directory = *directory,
+                                                   state = state_] {
+          if (lineage_.has_value() && WriteCheckpointFiles(directory, state) &&
+              world_.rules.lineage.row_after_write) {
+            const bool waits =
+                action_.kind == LineageAction::Kind::kAwaitCheckpoint;
+            lineage_->OnCheckpointWritten();
+            if (waits) {
+              Continue();
+            }
+          }
+        });
         Done();
       });
 }
@@ -263,8 +259,8 @@ void LearnerProcess::SendCommit(const CommitStepEvent& event,
               }
               return replayed;
             },
-            [this, now, reply = std::move(reply)](
-                const absl::StatusOr<bool>& replayed) {
+            [this, now,
+             reply = std::move(reply)](const absl::StatusOr<bool>& replayed) {
               if (replayed.ok()) {
                 world_.checker.OnStepAck(now.stage, now.step,
                                          now.caller.generation);

@@ -77,9 +77,9 @@ Oracle Compute(const Variant& variant) {
     }
     const StagePlan& stage = plan.stage(s);
     const auto final_of = [&](int32_t before) {
-      return before < 0 ? InitialWeights()
-                        : oracle.weights.at(
-                              {before, plan.stage(before).total_steps});
+      return before < 0
+                 ? InitialWeights()
+                 : oracle.weights.at({before, plan.stage(before).total_steps});
     };
     const int32_t last_ppo = plan.StageBefore(s, StageKind::kPpo);
     const bool compares = stage.kind == StageKind::kEval && last_ppo >= 0;
@@ -94,8 +94,8 @@ Oracle Compute(const Variant& variant) {
       for (int32_t i = 0; stage.has_units() && i < stage.units_per_step();
            ++i) {
         const UnitId unit{s, t, i};
-        const std::string payload = UnitPayload(
-            plan, unit, versions.at(plan.VersionFor(s, t).step), 0);
+        const std::string payload =
+            UnitPayload(plan, unit, versions.at(plan.VersionFor(s, t).step), 0);
         oracle.units[unit] = Sha256Hex(std::string_view(payload));
         batch.push_back({unit, oracle.units[unit], {}});
       }
@@ -136,9 +136,8 @@ std::string UnitPayload(const RunPlan& plan, const UnitId& unit,
                         const std::string& weights, int64_t attempt) {
   std::string text = absl::StrCat(unit.ToString(), " ", weights);
   for (const PlannedPrompt& prompt : plan.PromptsOf(unit)) {
-    const double uniform =
-        TokenUniform(plan.seed() + static_cast<uint64_t>(attempt),
-                     prompt.prompt_id, 0, 0);
+    const double uniform = TokenUniform(
+        plan.seed() + static_cast<uint64_t>(attempt), prompt.prompt_id, 0, 0);
     uint64_t bits = 0;
     std::memcpy(&bits, &uniform, sizeof(bits));
     absl::StrAppend(&text, " ", prompt.row, ":", absl::Hex(bits));
@@ -153,8 +152,7 @@ std::string PlaceholderOf(const UnitId& unit, const std::string& weights,
 }
 
 void TrainerState::Step(const std::string& batch_sha256, int64_t stray) {
-  const std::string input =
-      absl::StrCat(weights, moments, batch_sha256, stray);
+  const std::string input = absl::StrCat(weights, moments, batch_sha256, stray);
   older[step] = weights;
   weights = Sha256Hex(std::string_view(input));
   moments = weights.substr(0, 16);
@@ -209,8 +207,8 @@ const Oracle& OracleOf(const Variant& variant) {
   auto found = cache.find(variant);
   if (found == cache.end()) {
     const bool streaming = variant.schedule == kSchedules - 1;
-    found = cache.emplace(variant, streaming ? Oracle() : Compute(variant))
-                .first;
+    found =
+        cache.emplace(variant, streaming ? Oracle() : Compute(variant)).first;
   }
   return found->second;
 }

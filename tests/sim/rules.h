@@ -17,12 +17,12 @@ namespace cox::sim {
 struct Rules {
   CoreRules core;
   LineageRules lineage;
-  bool fence = true;             // 1: an older epoch cannot write
-  bool synced_ledger = true;     // 2: a commit is synced
-  bool seed_by_place = true;     // 9: random numbers know no attempt
-  bool closed_state = true;      // 15: a step reads state and batch alone
-  bool files_before_name = true; // 17: files are synced before the rename
-  bool load_by_row = true;       // 18: a row names the checkpoint, not a file
+  bool fence = true;              // 1: an older epoch cannot write
+  bool synced_ledger = true;      // 2: a commit is synced
+  bool seed_by_place = true;      // 9: random numbers know no attempt
+  bool closed_state = true;       // 15: a step reads state and batch alone
+  bool files_before_name = true;  // 17: files are synced before the rename
+  bool load_by_row = true;        // 18: a row names the checkpoint, not a file
 };
 
 struct Mutation {

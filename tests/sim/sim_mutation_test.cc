@@ -9,7 +9,8 @@ namespace cox::sim {
 namespace {
 
 TEST(SimMutation, EachRuleThatIsSwitchedOffIsFoundWithinTenThousandSeeds) {
-  std::printf("%-5s %-55s %7s  %s\n", "rule", "switched off", "seed", "found by");
+  std::printf("%-5s %-55s %7s  %s\n", "rule", "switched off", "seed",
+              "found by");
   for (const Mutation& mutation : Mutations()) {
     CampaignOptions options;
     options.last = 9999;

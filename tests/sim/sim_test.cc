@@ -15,8 +15,7 @@ TEST(Simulation, TenThousandSchedulesKeepTheInvariantsAndFinish) {
   options.threads = 2;
   const CampaignResult result = RunCampaign(options);
   ASSERT_FALSE(result.failed.has_value())
-      << "tools/simulate --seed " << *result.failed << ": "
-      << result.violation;
+      << "tools/simulate --seed " << *result.failed << ": " << result.violation;
   EXPECT_EQ(result.schedules, 10000);
   // A fault that no longer reaches a state would be a silent loss.
   EXPECT_THAT(result.coverage.Missing(), IsEmpty());

@@ -34,8 +34,7 @@ int RunOne(const Arguments& a, const Rules& rules) {
   std::printf("%s", Describe(options, result).c_str());
   if (!result.ok && !a.trace) {
     const SimOptions smallest = Shrink(options);
-    std::printf("shrunk:\n%s",
-                Describe(smallest, Simulate(smallest)).c_str());
+    std::printf("shrunk:\n%s", Describe(smallest, Simulate(smallest)).c_str());
   }
   return result.ok ? kExitDone : kExitCheckFailed;
 }

@@ -12,8 +12,8 @@ constexpr Ns kHeartbeat = 2 * kSecond;
 
 }  // namespace
 
-WorkerProcess::WorkerProcess(World& world, Role its_role,
-                             std::string its_name, int32_t rank)
+WorkerProcess::WorkerProcess(World& world, Role its_role, std::string its_name,
+                             int32_t rank)
     : Process(world, its_role, std::move(its_name)), rank_(rank) {}
 
 CoreCaller WorkerProcess::Caller() const {
@@ -75,12 +75,11 @@ void WorkerProcess::Register(std::function<void()> then) {
 
 void WorkerProcess::OnFatal(const absl::Status& status) {
   // A liar that an audit found is shut out.
-  const bool shut_out = absl::IsPermissionDenied(status) && world_.audit &&
-                        role == Role::kActor;
+  const bool shut_out =
+      absl::IsPermissionDenied(status) && world_.audit && role == Role::kActor;
   if (absl::IsDataLoss(status) || absl::IsInvalidArgument(status) ||
       (absl::IsPermissionDenied(status) && !shut_out)) {
-    world_.checker.Violation(
-        absl::StrCat(name, " got ", status.ToString()));
+    world_.checker.Violation(absl::StrCat(name, " got ", status.ToString()));
   }
   Kill("a call failed");
 }
@@ -95,22 +94,22 @@ void WorkerProcess::Beat() {
   HeartbeatEvent event;
   event.caller = Caller();
   event.held.assign(held_.begin(), held_.end());
-  world_.Send(*this, coordinator, -1, [this, event, &coordinator,
-                                       of = incarnation] {
-    coordinator.Unary<bool>(
-        [event](CoordinatorCore& core) { return core.Heartbeat(event); },
-        [this, &coordinator, of](const absl::StatusOr<bool>& stop) {
-          const ErrorReason reason = ReasonOf(stop.status());
-          if (reason == ErrorReason::kUnknownSession ||
-              reason == ErrorReason::kStaleEpoch) {
-            world_.Send(coordinator, *this, of, [this] {
-              if (!registering_) {
-                Register([] {});
+  world_.Send(
+      *this, coordinator, -1, [this, event, &coordinator, of = incarnation] {
+        coordinator.Unary<bool>(
+            [event](CoordinatorCore& core) { return core.Heartbeat(event); },
+            [this, &coordinator, of](const absl::StatusOr<bool>& stop) {
+              const ErrorReason reason = ReasonOf(stop.status());
+              if (reason == ErrorReason::kUnknownSession ||
+                  reason == ErrorReason::kStaleEpoch) {
+                world_.Send(coordinator, *this, of, [this] {
+                  if (!registering_) {
+                    Register([] {});
+                  }
+                });
               }
             });
-          }
-        });
-  });
+      });
   StartHeartbeat();
 }
 
@@ -121,8 +120,8 @@ void WorkerProcess::Report() {
       [this, held](CoordinatorProcess& coordinator, const CoreCaller& caller,
                    ReplyTo<bool> reply) {
         coordinator.Unary<bool>(
-            [caller, held, this](CoordinatorCore& core)
-                -> absl::StatusOr<bool> {
+            [caller, held,
+             this](CoordinatorCore& core) -> absl::StatusOr<bool> {
               COX_RETURN_IF_ERROR(core.ReportHeld(caller, held, name));
               return true;
             },
@@ -132,8 +131,7 @@ void WorkerProcess::Report() {
 }
 
 void WorkerProcess::AwaitAssignment(
-    Ns poll, int64_t serial,
-    std::function<void(const AssignmentData&)> then) {
+    Ns poll, int64_t serial, std::function<void(const AssignmentData&)> then) {
   Call<AssignmentData>(
       poll,
       [poll, serial](CoordinatorProcess& coordinator, const CoreCaller& caller,
@@ -167,8 +165,7 @@ void WorkerProcess::Fetch(const SourceData& source,
   // Verified against the hash at the receiver, so it is all or nothing.
   const std::string hash = source.version.content_hash;
   for (const std::string& address : source.addresses) {
-    auto* peer =
-        static_cast<WorkerProcess*>(world_.FindAddress(address));
+    auto* peer = static_cast<WorkerProcess*>(world_.FindAddress(address));
     if (peer != nullptr && peer->Serves(hash)) {
       After(world_.Jitter(5 * kMs, 40 * kMs), [this, hash, done] {
         held_.insert(hash);
@@ -244,9 +241,8 @@ void ActorProcess::Lease(int max_units) {
                 -> absl::StatusOr<std::optional<Grants>> {
               COX_ASSIGN_OR_RETURN(Grants grants,
                                    core.Lease(caller, max_units));
-              return grants.empty()
-                         ? std::nullopt
-                         : std::optional<Grants>(std::move(grants));
+              return grants.empty() ? std::nullopt
+                                    : std::optional<Grants>(std::move(grants));
             },
             std::move(reply));
       },
@@ -257,8 +253,8 @@ void ActorProcess::Lease(int max_units) {
         }
         std::vector<GrantedUnit> granted;
         for (const LeaseGrant& grant : *grants) {
-          granted.push_back({grant.unit, grant.lease,
-                             grant.policy.version.content_hash});
+          granted.push_back(
+              {grant.unit, grant.lease, grant.policy.version.content_hash});
         }
         const std::vector<LocalLease> leases = core_->OnLeased(sent, granted);
         for (size_t i = 0; i < leases.size(); ++i) {
@@ -279,9 +275,8 @@ void ActorProcess::Swap(LocalLease lease) {
     }
     const std::string& hash = work.grant.policy.version.content_hash;
     const std::string before = std::exchange(held_hash_, hash);
-    std::erase_if(held_, [&](const std::string& h) {
-      return h != hash && h != before;
-    });
+    std::erase_if(
+        held_, [&](const std::string& h) { return h != hash && h != before; });
     Report();
     Step();
   });
@@ -296,9 +291,9 @@ void ActorProcess::Generate(LocalLease lease) {
     if (work.grant.unit == world_.poison) {
       return Kill("a poison unit");
     }
-    work.payload = UnitPayload(
-        world_.plan, work.grant.unit, held_hash_,
-        world_.rules.seed_by_place ? 0 : work.grant.attempt);
+    work.payload =
+        UnitPayload(world_.plan, work.grant.unit, held_hash_,
+                    world_.rules.seed_by_place ? 0 : work.grant.attempt);
     core_->OnGenerated(lease);
     const Work copy = work;
     Score(copy, 0);
@@ -316,8 +311,8 @@ void ActorProcess::Score(const Work& work, int attempt) {
   }
   auto* replica = plan.reward_addresses.empty()
                       ? nullptr
-                      : static_cast<WorkerProcess*>(world_.FindAddress(
-                            plan.reward_addresses.front()));
+                      : static_cast<WorkerProcess*>(
+                            world_.FindAddress(plan.reward_addresses.front()));
   const bool serves =
       replica != nullptr && world_.loop.now() >= replica->stopped_until &&
       (plan.reference_hash.empty() || replica->Serves(plan.reference_hash)) &&
@@ -377,8 +372,7 @@ void ActorProcess::SendSubmission(const Work& work, SubmitEvent event,
               const bool durable = world_.disk.IsDurable(now.unit);
               if (result.ok() && *result != SubmitResult::kAlreadyConsumed &&
                   (durable || !world_.audit)) {
-                world_.checker.OnUnitAck(now.unit, now.payload_sha256,
-                                         durable);
+                world_.checker.OnUnitAck(now.unit, now.payload_sha256, durable);
               }
               reply(result);
             });
@@ -413,8 +407,8 @@ void ActorProcess::GiveBack(const Work& work) {
       [work](CoordinatorProcess& coordinator, const CoreCaller& caller,
              ReplyTo<bool> reply) {
         coordinator.Unary<bool>(
-            [caller, unit = work.grant.unit](CoordinatorCore& core)
-                -> absl::StatusOr<bool> {
+            [caller, unit = work.grant.unit](
+                CoordinatorCore& core) -> absl::StatusOr<bool> {
               COX_RETURN_IF_ERROR(core.Return(caller, {unit}));
               return true;
             },

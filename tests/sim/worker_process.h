@@ -29,8 +29,8 @@ class WorkerProcess : public Process {
                 int32_t rank);
 
   template <typename T>
-  using Request = std::function<void(CoordinatorProcess&, const CoreCaller&,
-                                     ReplyTo<T>)>;
+  using Request =
+      std::function<void(CoordinatorProcess&, const CoreCaller&, ReplyTo<T>)>;
   // As CoordinatorClient: again after silence or UNAVAILABLE, after registering
   // again when the session or epoch is not known. `wait`: of a long poll.
   template <typename T>
@@ -79,18 +79,16 @@ class WorkerProcess : public Process {
   void Attempt(const std::shared_ptr<CallState<T>>& call) {
     const int round = ++call->round;
     CoordinatorProcess& coordinator = world_.CoordinatorFor(*this);
-    world_.Send(*this, coordinator, -1, [this, call, &coordinator,
-                                         caller = Caller(),
-                                         of = incarnation] {
-      call->request(coordinator, caller,
-                    [this, call, &coordinator,
-                     of](const absl::StatusOr<T>& result) {
-                      world_.Send(coordinator, *this, of, [this, call,
-                                                           result] {
-                        OnReply(call, result);
-                      });
-                    });
-    });
+    world_.Send(
+        *this, coordinator, -1,
+        [this, call, &coordinator, caller = Caller(), of = incarnation] {
+          call->request(
+              coordinator, caller,
+              [this, call, &coordinator, of](const absl::StatusOr<T>& result) {
+                world_.Send(coordinator, *this, of,
+                            [this, call, result] { OnReply(call, result); });
+              });
+        });
     After(call->wait + 1500 * kMs, [this, call, round] {
       if (!call->finished && call->round == round) {
         Again(call);
@@ -99,8 +97,8 @@ class WorkerProcess : public Process {
   }
   template <typename T>
   void Again(const std::shared_ptr<CallState<T>>& call) {
-    const Ns pause = std::min<Ns>(100 * kMs << std::min(call->attempts, 4),
-                                  1600 * kMs);
+    const Ns pause =
+        std::min<Ns>(100 * kMs << std::min(call->attempts, 4), 1600 * kMs);
     ++call->attempts;
     ++call->round;
     After(pause, [this, call] {

@@ -91,11 +91,10 @@ void Process::Run(int64_t of, EventLoop::Task& task) {
 }
 
 void Process::After(Ns delay, EventLoop::Task task) {
-  world_.loop.At(
-      world_.loop.now() + delay,
-      [this, of = incarnation, task = std::move(task)]() mutable {
-        Run(of, task);
-      });
+  world_.loop.At(world_.loop.now() + delay,
+                 [this, of = incarnation, task = std::move(task)]() mutable {
+                   Run(of, task);
+                 });
 }
 
 World::World(const SimOptions& options)
@@ -142,19 +141,18 @@ void World::DrawMore() {
         more.NextBelow(static_cast<uint64_t>(plan.num_stages())));
     const StagePlan& stage = plan.stage(of);
     if (stage.has_units()) {
-      poison = UnitId{
-          of,
-          1 + static_cast<int64_t>(more.NextBelow(
-                  static_cast<uint64_t>(stage.total_steps))),
-          static_cast<int32_t>(more.NextBelow(
-              static_cast<uint64_t>(stage.units_per_step())))};
+      poison = UnitId{of,
+                      1 + static_cast<int64_t>(more.NextBelow(
+                              static_cast<uint64_t>(stage.total_steps))),
+                      static_cast<int32_t>(more.NextBelow(
+                          static_cast<uint64_t>(stage.units_per_step())))};
     }
   }
 }
 
 Ns World::Jitter(Ns from, Ns to) {
-  return from + static_cast<Ns>(rng.NextBelow(
-                    static_cast<uint64_t>(to - from) + 1));
+  return from +
+         static_cast<Ns>(rng.NextBelow(static_cast<uint64_t>(to - from) + 1));
 }
 
 void World::Trace(const std::string& text) {
@@ -196,8 +194,8 @@ void World::Send(Process& from, Process& to, int64_t incarnation,
         copies += copies > 0 && rng.NextUniform() < fault->rate ? 1 : 0;
         break;
       case FaultKind::kDelay:
-        delay += rng.NextUniform() < fault->rate ? Jitter(kSecond, 15 * kSecond)
-                                                 : 0;
+        delay +=
+            rng.NextUniform() < fault->rate ? Jitter(kSecond, 15 * kSecond) : 0;
         break;
       case FaultKind::kReorder:
         delay += Jitter(0, 300 * kMs);
@@ -218,8 +216,7 @@ void World::Send(Process& from, Process& to, int64_t incarnation,
 CoordinatorProcess& World::CoordinatorFor(const Process& /*from*/) {
   // While two live, callers are divided: their address is stale or not.
   if (coordinators_.size() > 1 &&
-      coordinators_[coordinators_.size() - 2]->alive &&
-      rng.NextBelow(2) == 0) {
+      coordinators_[coordinators_.size() - 2]->alive && rng.NextBelow(2) == 0) {
     return *coordinators_[coordinators_.size() - 2];
   }
   return *coordinators_.back();
@@ -334,9 +331,8 @@ void World::Apply(const Fault& fault) {
       break;
     default:  // of messages, of an actor: while it lasts
       active_.push_back(&fault);
-      loop.At(loop.now() + fault.duration, [this, &fault] {
-        std::erase(active_, &fault);
-      });
+      loop.At(loop.now() + fault.duration,
+              [this, &fault] { std::erase(active_, &fault); });
       break;
   }
   Hit(fault.kind);
@@ -453,9 +449,9 @@ SimResult World::Run() {
     const CoordinatorCore* core = coordinators_.back()->core();
     checker.Violation(absl::StrCat(
         "invariant 13: stuck",
-        core == nullptr ? "" : absl::StrCat(" in stage ", core->current_stage(),
-                                            " after step ",
-                                            core->committed())));
+        core == nullptr ? ""
+                        : absl::StrCat(" in stage ", core->current_stage(),
+                                       " after step ", core->committed())));
   }
   if (checker.ok()) {
     checker.OnDone(disk.state);

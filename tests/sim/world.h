@@ -64,8 +64,8 @@ class Process {
 struct SimOptions {
   uint64_t seed = 0;
   Rules rules;
-  bool trace = false;                // keep the last events as text
-  std::vector<bool> left_out;        // faults that do not happen (shrinking)
+  bool trace = false;          // keep the last events as text
+  std::vector<bool> left_out;  // faults that do not happen (shrinking)
 };
 
 struct SimResult {
@@ -103,7 +103,7 @@ class World {
   Checker checker;
   int32_t world_size = 1;
   bool checkpoint_beside = false;
-  bool audit = false;        // every unit is computed twice
+  bool audit = false;  // every unit is computed twice
   int32_t poison_after = 0;
   std::optional<UnitId> poison;         // kills whoever computes it
   uint64_t payload_bytes = UINT64_MAX;  // retention

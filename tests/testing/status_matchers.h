@@ -19,9 +19,9 @@
 #define EXPECT_OK(expr) EXPECT_THAT(expr, ::cox::testing::IsOk())
 #define ASSERT_OK_AND_ASSIGN(lhs, expr) \
   COX_TEST_ASSIGN_(COX_CONCAT_(cox_test_statusor_, __LINE__), lhs, expr)
-#define COX_TEST_ASSIGN_(tmp, lhs, expr)  \
-  auto tmp = (expr);                      \
-  ASSERT_TRUE(tmp.ok()) << tmp.status();  \
+#define COX_TEST_ASSIGN_(tmp, lhs, expr) \
+  auto tmp = (expr);                     \
+  ASSERT_TRUE(tmp.ok()) << tmp.status(); \
   lhs = std::move(tmp).value()
 
 namespace cox::testing {

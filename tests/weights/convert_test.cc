@@ -61,16 +61,14 @@ TEST(ConvertTest, EveryBf16SurvivesTheRoundTrip) {
 
 TEST(ConvertTest, ConvertsEachType) {
   std::vector<float> out(2);
-  ASSERT_OK(ConvertToFloat(DType::kF64,
-                           BytesOf(std::vector<double>{1.5, -2}), out));
+  ASSERT_OK(
+      ConvertToFloat(DType::kF64, BytesOf(std::vector<double>{1.5, -2}), out));
   EXPECT_THAT(out, ElementsAre(1.5f, -2.0f));
-  ASSERT_OK(ConvertToFloat(DType::kBF16,
-                           BytesOf(std::vector<uint16_t>{0x3f80, 0xc000}),
-                           out));
+  ASSERT_OK(ConvertToFloat(
+      DType::kBF16, BytesOf(std::vector<uint16_t>{0x3f80, 0xc000}), out));
   EXPECT_THAT(out, ElementsAre(1.0f, -2.0f));
-  ASSERT_OK(ConvertToFloat(DType::kF16,
-                           BytesOf(std::vector<uint16_t>{0x3c00, 0xc000}),
-                           out));
+  ASSERT_OK(ConvertToFloat(
+      DType::kF16, BytesOf(std::vector<uint16_t>{0x3c00, 0xc000}), out));
   EXPECT_THAT(out, ElementsAre(1.0f, -2.0f));
   ASSERT_OK(
       ConvertToFloat(DType::kF32, BytesOf(std::vector<float>{3, 4}), out));

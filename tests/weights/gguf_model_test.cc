@@ -151,10 +151,11 @@ TEST(GgufModelTest, Llama3DivisorsBecomeItsScaling) {
   // 8 frequencies of theta 5e5: expected divisors by docs/algorithms.md §12.
   GgufWriter writer;
   writer.Text("general.architecture", "llama");
-  for (const auto& [key, value] :
-       std::vector<std::pair<std::string, uint32_t>>{
-           {"block_count", 1}, {"context_length", 64},
-           {"embedding_length", 32}, {"feed_forward_length", 6},
+  for (const auto& [key, value] : std::vector<std::pair<std::string, uint32_t>>{
+           {"block_count", 1},
+           {"context_length", 64},
+           {"embedding_length", 32},
+           {"feed_forward_length", 6},
            {"attention.head_count", 2}}) {
     writer.U32("llama." + key, value);
   }
@@ -166,13 +167,12 @@ TEST(GgufModelTest, Llama3DivisorsBecomeItsScaling) {
   writer.Floats("token_embd.weight", {1, 32}, Ramp(32, 0));
   std::vector<float> divisors;
   for (int i = 0; i < 8; ++i) {
-    const double wavelength =
-        2 * std::numbers::pi * std::pow(5e5, i / 8.0);
+    const double wavelength = 2 * std::numbers::pi * std::pow(5e5, i / 8.0);
     const double smooth = (8192 / wavelength - 1) / 3;
-    divisors.push_back(static_cast<float>(
-        smooth >= 1   ? 1.0
-        : smooth <= 0 ? 32.0
-                      : 1 / ((1 - smooth) / 32 + smooth)));
+    divisors.push_back(
+        static_cast<float>(smooth >= 1   ? 1.0
+                           : smooth <= 0 ? 32.0
+                                         : 1 / ((1 - smooth) / 32 + smooth)));
   }
   ASSERT_GT(divisors[5], 0.9f);
   writer.Floats("rope_freqs.weight", {8}, divisors);
@@ -246,8 +246,8 @@ TEST(GgufModelTest, BadTokenizersAreRefused) {
   EXPECT_OK(with({"a", "b"}, {"a b"}));
   EXPECT_THAT(with({"a", "a"}, {}), StatusIs(absl::StatusCode::kDataLoss,
                                              HasSubstr("token 1 occurs")));
-  EXPECT_THAT(with({"a", "\xff"}, {}), StatusIs(absl::StatusCode::kDataLoss,
-                                                HasSubstr("not UTF-8")));
+  EXPECT_THAT(with({"a", "\xff"}, {}),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("not UTF-8")));
   for (const char* merge : {"ab", " b", "a ", "a b c"}) {
     EXPECT_THAT(with({"a"}, {merge}),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr("entry 0")));

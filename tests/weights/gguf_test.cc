@@ -234,8 +234,8 @@ TEST(GgufTest, HeadersBeyondTheFirstReadAreFound) {
   EXPECT_EQ(header.Text("long").value()->size(), size_t{3} << 20);
   EXPECT_THAT(ReadGgufHeader(fs, "none.gguf"),
               StatusIs(absl::StatusCode::kNotFound));
-  ASSERT_OK(WriteFileDurably(fs, "cut.gguf",
-                             out.File().substr(0, size_t{2} << 20)));
+  ASSERT_OK(
+      WriteFileDurably(fs, "cut.gguf", out.File().substr(0, size_t{2} << 20)));
   EXPECT_THAT(ReadGgufHeader(fs, "cut.gguf"), IsLoss("cut.gguf"));
 }
 
@@ -245,8 +245,8 @@ TEST(DequantizeGgufTest, ExpandsBlocks) {
   for (int j = 0; j < 16; ++j) {
     nibbles += static_cast<char>(j | (15 - j) << 4);
   }
-  const std::string half = Bytes<uint16_t>(0x3800);        // 0.5
-  const std::string minus_two = Bytes<uint16_t>(0xc000);   // -2
+  const std::string half = Bytes<uint16_t>(0x3800);       // 0.5
+  const std::string minus_two = Bytes<uint16_t>(0xc000);  // -2
   std::vector<float> out(32);
   ASSERT_OK(DequantizeGguf(GgufType::kQ4_0, half + nibbles, out));
   for (int j = 0; j < 16; ++j) {

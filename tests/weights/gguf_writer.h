@@ -32,9 +32,7 @@ class GgufWriter {
     pairs_ += LengthAnd(key) + Bytes(type) + value;
     ++pair_count_;
   }
-  void U32(std::string_view key, uint32_t value) {
-    Pair(key, 4, Bytes(value));
-  }
+  void U32(std::string_view key, uint32_t value) { Pair(key, 4, Bytes(value)); }
   void F32(std::string_view key, float value) { Pair(key, 6, Bytes(value)); }
   void Flag(std::string_view key, bool value) {
     Pair(key, 7, Bytes<uint8_t>(value ? 1 : 0));
@@ -53,8 +51,8 @@ class GgufWriter {
     Pair(key, 9, body);
   }
   // `shape` row-major, as in GgufTensor.
-  void Tensor(std::string_view name, std::vector<uint64_t> shape,
-              uint32_t type, std::string_view data) {
+  void Tensor(std::string_view name, std::vector<uint64_t> shape, uint32_t type,
+              std::string_view data) {
     data_.resize((data_.size() + alignment - 1) / alignment * alignment);
     TensorAt(name, std::move(shape), type, data_.size());
     data_ += data;
@@ -67,15 +65,15 @@ class GgufWriter {
   }
   void TensorAt(std::string_view name, std::vector<uint64_t> shape,
                 uint32_t type, uint64_t offset) {
-    descriptions_ += LengthAnd(name) +
-                     Bytes(static_cast<uint32_t>(shape.size()));
+    descriptions_ +=
+        LengthAnd(name) + Bytes(static_cast<uint32_t>(shape.size()));
     for (size_t i = shape.size(); i-- > 0;) descriptions_ += Bytes(shape[i]);
     descriptions_ += Bytes(type) + Bytes(offset);
     ++tensor_count_;
   }
   std::string Header() const {
-    return "GGUF" + Bytes(version) + Bytes(tensor_count_) +
-           Bytes(pair_count_) + pairs_ + descriptions_;
+    return "GGUF" + Bytes(version) + Bytes(tensor_count_) + Bytes(pair_count_) +
+           pairs_ + descriptions_;
   }
   std::string File() const {
     std::string out = Header();

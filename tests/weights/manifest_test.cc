@@ -37,9 +37,8 @@ TEST(LayOutTest, AlignsToSixtyFourBytes) {
 
 TEST(LayOutTest, OverflowIsCaughtByValidate) {
   const int64_t huge = int64_t{1} << 32;
-  EXPECT_THAT(
-      LayOut("m", "", DType::kF32, {{"w", {huge, huge}}}).Validate(),
-      StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'w'")));
+  EXPECT_THAT(LayOut("m", "", DType::kF32, {{"w", {huge, huge}}}).Validate(),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'w'")));
   EXPECT_THAT(LayOut("m", "", DType::kF32, {{"w", {-1}}}).Validate(),
               StatusIs(absl::StatusCode::kInvalidArgument));
 }
@@ -145,9 +144,7 @@ TEST(ManifestTest, ValidateNamesWhatIsWrong) {
               invalid("rank 9"));
   EXPECT_THAT(broken([](Manifest& m) { m.arena_bytes = 1 << 20; }),
               invalid("arena_bytes"));
-  EXPECT_THAT(broken([](Manifest& m) {
-                m.tensors[2].offset = ~uint64_t{63};
-              }),
+  EXPECT_THAT(broken([](Manifest& m) { m.tensors[2].offset = ~uint64_t{63}; }),
               invalid("'s'"));
   // 2^62 * 4 wraps to exactly 0.
   EXPECT_THAT(broken([](Manifest& m) {

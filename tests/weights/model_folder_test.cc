@@ -155,8 +155,8 @@ TEST_F(FolderTest, ShardNamesMayNotLeaveTheFolder) {
 
 TEST_F(FolderTest, BrokenIndexes) {
   Save({.max_shard_bytes = 20});
-  for (const char* text : {"", "[]", "{}", R"({"weight_map":[]})",
-                           R"({"weight_map":{"w":1}})"}) {
+  for (const char* text :
+       {"", "[]", "{}", R"({"weight_map":[]})", R"({"weight_map":{"w":1}})"}) {
     Write("model.safetensors.index.json", text);
     EXPECT_THAT(ReadModelFolder(fs_, dir_),
                 StatusIs(absl::StatusCode::kDataLoss, HasSubstr("index.json")))
@@ -178,9 +178,9 @@ TEST_F(FolderTest, EveryTruncationOfTheFileIsDataLoss) {
                        fs_.ReadAll(JoinPath(dir_, "model.safetensors")));
   for (size_t size = 0; size < file.size(); ++size) {
     Write("model.safetensors", file.substr(0, size));
-    ASSERT_THAT(ReadModelFolder(fs_, dir_),
-                StatusIs(absl::StatusCode::kDataLoss,
-                         HasSubstr("model.safetensors")))
+    ASSERT_THAT(
+        ReadModelFolder(fs_, dir_),
+        StatusIs(absl::StatusCode::kDataLoss, HasSubstr("model.safetensors")))
         << size;
   }
 }
@@ -193,9 +193,9 @@ TEST_F(FolderTest, FoldersWithoutWeights) {
   EXPECT_THAT(ReadModelFolder(fs_, dir_),
               StatusIs(absl::StatusCode::kNotFound));
   Write("pytorch_model.bin", "pickle");
-  EXPECT_THAT(ReadModelFolder(fs_, dir_),
-              StatusIs(absl::StatusCode::kFailedPrecondition,
-                       HasSubstr("pickle")));
+  EXPECT_THAT(
+      ReadModelFolder(fs_, dir_),
+      StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("pickle")));
 }
 
 TEST_F(FolderTest, FullDiskIsReported) {
@@ -266,9 +266,9 @@ TEST(SnapshotFromFolderTest, IgnoresBuffersAndATiedHead) {
       Raw(DType::kF32, {}, std::vector<float>{-1e4f});
   EXPECT_OK(SnapshotFromFolder(folder, Layout()));
   folder.tensors["h.0.attn.q_norm.weight"] = folder.tensors["wte.weight"];
-  EXPECT_THAT(SnapshotFromFolder(folder, Layout()),
-              StatusIs(absl::StatusCode::kFailedPrecondition,
-                       HasSubstr("q_norm")));
+  EXPECT_THAT(
+      SnapshotFromFolder(folder, Layout()),
+      StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("q_norm")));
 }
 
 TEST(SnapshotFromFolderTest, NamesMissingTensorsAndWrongShapes) {

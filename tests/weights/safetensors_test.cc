@@ -65,8 +65,7 @@ TEST(SafetensorsTest, WrittenHeadersReadBack) {
   ASSERT_OK_AND_ASSIGN(const SafetensorsHeader header, Parse(kGood, 28));
   std::vector<SafetensorsEntry> entries = header.entries;
   entries[0].name = "quote\" back\\slash \x01 \xc3\xa9";
-  const std::string text =
-      SerializeSafetensorsHeader(entries, header.metadata);
+  const std::string text = SerializeSafetensorsHeader(entries, header.metadata);
   EXPECT_EQ(text.size() % 8, 0u);
   ASSERT_OK_AND_ASSIGN(const SafetensorsHeader back,
                        ParseSafetensorsHeader(text, text.size() + 28));
@@ -75,9 +74,8 @@ TEST(SafetensorsTest, WrittenHeadersReadBack) {
 }
 
 TEST(SafetensorsTest, HostileHeaderLengths) {
-  const uint64_t sizes[] = {~uint64_t{0},      ~uint64_t{0} - 7,
-                            uint64_t{1} << 63, kMaxSafetensorsHeaderBytes + 1,
-                            11};
+  const uint64_t sizes[] = {~uint64_t{0}, ~uint64_t{0} - 7, uint64_t{1} << 63,
+                            kMaxSafetensorsHeaderBytes + 1, 11};
   for (const uint64_t length : sizes) {
     EXPECT_THAT(ParseSafetensorsHeader(WithLength(length, "{}"), 10),
                 DataLoss("header length"));
@@ -95,8 +93,8 @@ TEST(SafetensorsTest, HostileHeaderLengths) {
 }
 
 TEST(SafetensorsTest, HostileOffsetsAndShapes) {
-  const auto one = [](const char* dtype, const char* shape,
-                      const char* offsets, uint64_t data_bytes) {
+  const auto one = [](const char* dtype, const char* shape, const char* offsets,
+                      uint64_t data_bytes) {
     return Parse(absl::StrCat(R"({"t":{"dtype":")", dtype, R"(","shape":[)",
                               shape, R"(],"data_offsets":[)", offsets, "]}}"),
                  data_bytes);
@@ -148,16 +146,14 @@ TEST(SafetensorsTest, HostileJson) {
   EXPECT_THAT(Parse("{\"\xff\":{}}", 0), DataLoss("JSON"));
   EXPECT_THAT(Parse(R"({"__metadata__":{"k":1}})", 0), DataLoss("'k'"));
   EXPECT_THAT(Parse(R"({"__metadata__":[]})", 0), DataLoss("__metadata__"));
-  EXPECT_THAT(
-      Parse(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
-            R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
-            4),
-      DataLoss("twice"));
-  EXPECT_THAT(
-      Parse(R"({"a":{"dtype":"F32","dtype":"U8","shape":[1],)"
-            R"("data_offsets":[0,4]}})",
-            4),
-      DataLoss("twice"));
+  EXPECT_THAT(Parse(R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
+                    R"("a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+                    4),
+              DataLoss("twice"));
+  EXPECT_THAT(Parse(R"({"a":{"dtype":"F32","dtype":"U8","shape":[1],)"
+                    R"("data_offsets":[0,4]}})",
+                    4),
+              DataLoss("twice"));
   EXPECT_THAT(Parse("{\"a\":" + std::string(1 << 20, '['), 0),
               StatusIs(absl::StatusCode::kDataLoss));
 }

@@ -17,9 +17,8 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 std::shared_ptr<const Snapshot> MakeSmall(float first = 0.0f) {
-  const Manifest layout =
-      LayOut("policy", "{}", DType::kF32,
-             {{"w", {10, 10}}, {"b", {16}}, {"h", {7}}});
+  const Manifest layout = LayOut("policy", "{}", DType::kF32,
+                                 {{"w", {10, 10}}, {"b", {16}}, {"h", {7}}});
   std::vector<float> values(layout.arena_bytes / sizeof(float));
   std::iota(values.begin(), values.end(), first);
   auto snapshot = SnapshotFromFloats(layout, values);
@@ -29,8 +28,7 @@ std::shared_ptr<const Snapshot> MakeSmall(float first = 0.0f) {
 
 std::string ArenaText(const Snapshot& snapshot) {
   const auto bytes = snapshot.arena->bytes();
-  return std::string(reinterpret_cast<const char*>(bytes.data()),
-                     bytes.size());
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
 TEST(ArenaTest, IsAlignedAndZeroed) {
@@ -70,11 +68,9 @@ TEST(SnapshotTest, SizesMustAgree) {
 
 TEST(SnapshotTest, ParallelHashesEqualSequentialOnes) {
   // Above the 8 MiB from which threads are used.
-  const Manifest layout = LayOut("m", "", DType::kF32,
-                                 {{"a", {1 << 20}},
-                                  {"b", {3}},
-                                  {"c", {1 << 20}},
-                                  {"d", {1 << 18}}});
+  const Manifest layout = LayOut(
+      "m", "", DType::kF32,
+      {{"a", {1 << 20}}, {"b", {3}}, {"c", {1 << 20}}, {"d", {1 << 18}}});
   std::vector<float> values(layout.arena_bytes / sizeof(float));
   std::iota(values.begin(), values.end(), 0.0f);
   ASSERT_OK_AND_ASSIGN(const auto snapshot, SnapshotFromFloats(layout, values));
@@ -173,11 +169,11 @@ TEST_F(AssemblerTest, CreateRefusesBadManifests) {
     return StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(what));
   };
   const std::string& hash = source_->content_hash;
-  EXPECT_THAT(SnapshotAssembler::Create(source_->manifest, hash,
-                                        data_.size() - 1),
-              invalid("allowed"));
-  EXPECT_THAT(SnapshotAssembler::Create(source_->manifest,
-                                        std::string(64, '0'), 1 << 20),
+  EXPECT_THAT(
+      SnapshotAssembler::Create(source_->manifest, hash, data_.size() - 1),
+      invalid("allowed"));
+  EXPECT_THAT(SnapshotAssembler::Create(source_->manifest, std::string(64, '0'),
+                                        1 << 20),
               invalid("expected hash"));
   Manifest manifest = source_->manifest;
   manifest.tensors[1].sha256.clear();

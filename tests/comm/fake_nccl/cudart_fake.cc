@@ -79,7 +79,9 @@ World& TheWorld() {
 
 thread_local int current_device = 0;
 
-int DeviceCount() { return static_cast<int>(Setting("COX_FAKE_CUDA_DEVICES", 4)); }
+int DeviceCount() {
+  return static_cast<int>(Setting("COX_FAKE_CUDA_DEVICES", 4));
+}
 
 void Delay() {
   static const int64_t most = Setting("COX_FAKE_CUDA_DELAY_US", 0);
@@ -95,9 +97,8 @@ void RunStream(const std::shared_ptr<Stream>& stream) {
     std::function<void()> work;
     {
       std::unique_lock<std::mutex> lock(stream->mutex);
-      stream->cv.wait(lock, [&] {
-        return !stream->queue.empty() || stream->closing;
-      });
+      stream->cv.wait(
+          lock, [&] { return !stream->queue.empty() || stream->closing; });
       if (stream->queue.empty()) return;
       work = std::move(stream->queue.front());
       stream->queue.pop_front();
@@ -122,10 +123,10 @@ std::shared_ptr<Stream> NewStream(int device) {
 std::shared_ptr<Stream> FindStream(void* handle) {
   World& w = TheWorld();
   std::lock_guard<std::mutex> lock(w.mutex);
-  void* key = handle == nullptr
-                  ? reinterpret_cast<void*>(static_cast<intptr_t>(
-                        current_device + 1))
-                  : handle;
+  void* key =
+      handle == nullptr
+          ? reinterpret_cast<void*>(static_cast<intptr_t>(current_device + 1))
+          : handle;
   auto at = w.streams.find(key);
   if (at != w.streams.end()) return at->second;
   if (handle != nullptr) return nullptr;
@@ -225,8 +226,8 @@ int Copy(void* to, const void* from, size_t bytes, int kind, void* stream) {
     if (source == nullptr) {
       // Pageable memory is staged before the call returns.
       const char* bytes_from = static_cast<const char*>(from);
-      staged = std::make_shared<std::vector<char>>(bytes_from,
-                                                   bytes_from + bytes);
+      staged =
+          std::make_shared<std::vector<char>>(bytes_from, bytes_from + bytes);
     }
     if (target == nullptr) {
       lock.unlock();
@@ -371,9 +372,8 @@ int cudaStreamSynchronize(void* handle) {
   if (stream == nullptr) return Misuse("no such stream", kInvalidHandle);
   {
     std::unique_lock<std::mutex> lock(stream->mutex);
-    stream->cv.wait(lock, [&] {
-      return stream->queue.empty() && !stream->busy;
-    });
+    stream->cv.wait(lock,
+                    [&] { return stream->queue.empty() && !stream->busy; });
   }
   return Sticky();
 }

@@ -1,12 +1,13 @@
 #ifndef COX_TESTS_COMM_FAKE_NCCL_FAKE_CUDA_H_
 #define COX_TESTS_COMM_FAKE_NCCL_FAKE_CUDA_H_
 
-// What libnccl_fake.so asks of libcudart_fake.so. Names of its own: in a process
-// that has the real libcudart, a cuda* name would find that one.
+// What libnccl_fake.so asks of libcudart_fake.so. Names of its own: in a
+// process that has the real libcudart, a cuda* name would find that one.
 //
 // Environment of the fakes (tests only):
 //   COX_FAKE_CUDA_DEVICES=N   GPUs (4); 0 = none, -1 = no driver
-//   COX_FAKE_CUDA_DELAY_US=N  every operation of a stream first waits up to this
+//   COX_FAKE_CUDA_DELAY_US=N  every operation of a stream first waits up to
+//   this
 //                             long, so that what is not ordered comes late
 //   COX_FAKE_CUDA_FAIL_COPY=K the K-th copy fails, and every call after it
 //   COX_FAKE_MISUSE=FILE      wrong uses are appended there, a line each; also

@@ -89,7 +89,8 @@ void SumAsRing(const std::vector<T*>& parts, size_t count) {
 template <typename T>
 void SumInto(std::vector<Peer>& peers, size_t count) {
   std::vector<T*> parts;
-  for (Peer& peer : peers) parts.push_back(reinterpret_cast<T*>(peer.payload()));
+  for (Peer& peer : peers)
+    parts.push_back(reinterpret_cast<T*>(peer.payload()));
   const char* order = std::getenv("COX_FAKE_NCCL_ORDER");
   if (order != nullptr && std::strcmp(order, "ring") == 0) {
     SumAsRing(parts, count);
@@ -292,8 +293,8 @@ sockaddr_un AddressOf(const std::string& name, socklen_t* size) {
   address.sun_family = AF_UNIX;
   // The leading zero: abstract, gone with its process.
   std::copy(name.begin(), name.end(), address.sun_path + 1);
-  *size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 +
-                                 name.size());
+  *size =
+      static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
   return address;
 }
 
@@ -323,7 +324,8 @@ std::string StartMeeting() {
   const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   socklen_t size = 0;
   const sockaddr_un address = AddressOf(name, &size);
-  if (fd < 0 || bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
+  if (fd < 0 ||
+      bind(fd, reinterpret_cast<const sockaddr*>(&address), size) != 0 ||
       listen(fd, 64) != 0) {
     if (fd >= 0) close(fd);
     return "";

@@ -1,17 +1,18 @@
 // NCCL without a GPU: the C symbols of libnccl that lib/comm loads, for N
 // processes on one machine. As with NCCL, a collective is enqueued on a stream
-// and runs later; a non-blocking communicator answers "in progress" and enqueues
-// from a thread of its own; an operation that cannot end (a peer is gone) stays
-// on its stream until the communicator is aborted. Built for tests, never
-// installed.
+// and runs later; a non-blocking communicator answers "in progress" and
+// enqueues from a thread of its own; an operation that cannot end (a peer is
+// gone) stays on its stream until the communicator is aborted. Built for tests,
+// never installed.
 //
 // Environment (tests only; see also fake_cuda.h):
-//   COX_FAKE_NCCL="rank=R call=K fault=F [ms=N]", or @FILE with such a line, which
+//   COX_FAKE_NCCL="rank=R call=K fault=F [ms=N]", or @FILE with such a line,
+//   which
 //     the process that acts removes first, so that it acts once. K counts this
 //     process's collectives from 1; 0 = the meeting. F:
-//     kill      SIGKILL to itself          halfway   the same, half a message out
-//     hang      the operation never ends   slow      N ms late
-//     error     the call fails             async     the communicator fails
+//     kill      SIGKILL to itself          halfway   the same, half a message
+//     out hang      the operation never ends   slow      N ms late error the
+//     call fails             async     the communicator fails
 //   COX_FAKE_NCCL_ORDER=ring    sum as a ring does, not as a tree
 //   COX_FAKE_NCCL_SILENT=1      a lost peer is not noticed, as over NVLink
 //   COX_FAKE_NCCL_LATE_US=N     how late a non-blocking call enqueues (0)
@@ -188,9 +189,9 @@ int RunOperation(void* raw) {
     comm.Fail(kSuccess);
     return 0;
   }
-  const int code = op->fault == "async"
-                       ? kRemoteError
-                       : Talk(comm, op->request, op->in, op->out, op->out_bytes);
+  const int code = op->fault == "async" ? kRemoteError
+                                        : Talk(comm, op->request, op->in,
+                                               op->out, op->out_bytes);
   if (code != kSuccess) {
     comm.Fail(code);
     return 0;
@@ -284,8 +285,7 @@ thread_local int group_depth = 0;
 thread_local std::vector<std::function<int()>> grouped;
 
 int Collective(const char* name, void* handle, Kind kind, const void* in,
-               void* out, size_t count, uint32_t type, int root,
-               void* stream) {
+               void* out, size_t count, uint32_t type, int root, void* stream) {
   const std::shared_ptr<Comm> comm = Find(handle, name);
   if (comm == nullptr) return kInvalidArgument;
   const auto world = static_cast<size_t>(comm->ranks);
@@ -444,7 +444,8 @@ int ncclCommFinalize(void* handle) {
   uint64_t ticket = 0;
   {
     std::lock_guard<std::mutex> lock(comm->mutex);
-    if (comm->state != kSuccess) return Wrong("finalize before all has settled");
+    if (comm->state != kSuccess)
+      return Wrong("finalize before all has settled");
     ticket = comm->tickets++;
   }
   return Submit(comm, [comm, ticket] {
@@ -462,7 +463,8 @@ int ncclCommDestroy(void* handle) {
   const std::shared_ptr<Comm> comm = Find(handle, "ncclCommDestroy");
   if (comm == nullptr) return kInvalidArgument;
   std::lock_guard<std::mutex> lock(comm->mutex);
-  if (comm->turn != comm->tickets) return Wrong("destroyed with work in flight");
+  if (comm->turn != comm->tickets)
+    return Wrong("destroyed with work in flight");
   comm->gone = true;
   if (comm->fd >= 0) close(comm->fd);
   comm->fd = -1;
