@@ -275,7 +275,7 @@ absl::StatusOr<std::unique_ptr<CoreHost>> OpenHost(const WorkFolder& folder,
                                                    int64_t units) {
   COX_ASSIGN_OR_RETURN(auto ledger,
                        OpenSqliteLedger(JoinPath(folder.path(), "ledger.db")));
-  COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->Load());
+  COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->LoadAll());
   SegmentStore::Options options;
   options.dir = JoinPath(folder.path(), "segments");
   COX_ASSIGN_OR_RETURN(auto segments,

@@ -8,8 +8,6 @@
 namespace cox {
 namespace {
 
-// Kept in memory for MonitorService; the ledger keeps all.
-constexpr size_t kMaxEvents = 10000;
 constexpr absl::Duration kOwnStall = absl::Seconds(1);
 // A client that opens its connection again calls within this time.
 constexpr absl::Duration kBrokenGrace = absl::Milliseconds(500);
@@ -36,14 +34,18 @@ absl::StatusOr<std::unique_ptr<CoordinatorCore>> CoordinatorCore::Create(
 
 absl::Status CoordinatorCore::Recover(const LedgerState& state) {
   generation_ = state.generation;
+  for (const auto& [stage, rows] : state.left_out.stages) {
+    history_.forgotten[stage] = rows.up_to_step;
+  }
   for (const StepRow& row : state.steps) {
-    std::vector<StepRow>& steps = steps_[row.stage];
-    if (row.step != static_cast<int64_t>(steps.size()) + 1) {
+    const int64_t next =
+        std::max(LastStep(row.stage), ForgottenUpTo(row.stage)) + 1;
+    if (row.step != next && row.step > ForgottenUpTo(row.stage)) {
       return absl::DataLossError(absl::StrCat("ledger: stage ", row.stage,
-                                              ": step ", steps.size() + 1,
+                                              ": step ", next,
                                               " expected, found ", row.step));
     }
-    steps.push_back(row);
+    steps_[row.stage][row.step] = row;
   }
   for (const CheckpointRow& row : state.checkpoints) {
     checkpoints_[{row.stage, row.step}] = row;
@@ -100,6 +102,15 @@ absl::Status CoordinatorCore::RecoverStages(const LedgerState& state) {
 
 absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
   UnitKey last{0, -1};
+  std::set<UnitKey> left_out;
+  if (const auto rows = state.left_out.stages.find(current_);
+      rows != state.left_out.stages.end()) {
+    history_.units = rows->second.units;
+    for (const UnitId& unit : rows->second.unit_ids) {
+      left_out.insert(left_out.end(), {unit.step, unit.index});
+    }
+    last = left_out.empty() ? last : *left_out.rbegin();
+  }
   for (const UnitRow& row : state.units) {
     if (row.id.stage != current_) {
       continue;
@@ -143,7 +154,7 @@ absl::Status CoordinatorCore::RecoverUnits(const LedgerState& state) {
         (last.first > 0 ? (last.first - 1) * width : 0) + last.second + 1;
     for (int64_t n = 0; n < planned_units_; ++n) {
       const UnitKey key{n / width + 1, static_cast<int32_t>(n % width)};
-      if (!submitted_.contains(key)) {
+      if (!submitted_.contains(key) && !left_out.contains(key)) {
         pending_.insert(key);
       }
     }
@@ -558,10 +569,8 @@ void CoordinatorCore::AddEvent(const std::string& kind,
                                const std::string& text) {
   EventRow row{next_event_++, wall_time_s_, kind, text};
   events_.push_back(row);
-  if (events_.size() > kMaxEvents) {
-    events_.erase(
-        events_.begin(),
-        events_.begin() + static_cast<std::ptrdiff_t>(kMaxEvents / 2));
+  if (static_cast<int64_t>(events_.size()) > kEventsInMemory) {
+    events_.erase(events_.begin(), events_.begin() + kEventsInMemory / 2);
   }
   Record(std::move(row));
 }

@@ -127,9 +127,10 @@ class CoordinatorCore {
   LoadView Load() const;  // for the autoscaler
   std::map<std::string, int64_t> OpenUnitsOfActors() const;  // by live name
   std::vector<WaitView> Waits() const;
-  // Recorded steps of a stage, in order. What CoreOptions::history_steps lets
-  // it forget is empty.
-  const std::vector<StepRow>& Steps(int32_t stage) const;
+  // By number. Of forgotten ones (CoreOptions::history_steps) only those with a
+  // checkpoint are there, and have no hashes.
+  const std::map<int64_t, StepRow>& Steps(int32_t stage) const;
+  int64_t LastStep(int32_t stage) const;  // committed; 0 = none
   const std::vector<EventRow>& events() const { return events_; }
   const std::map<int32_t, StageRow>& stage_rows() const { return stage_rows_; }
   // Of the current stage, in unit order.
@@ -252,7 +253,7 @@ class CoordinatorCore {
   Generation generation_;
   int32_t current_ = 0;
   std::map<int32_t, StageRow> stage_rows_;
-  std::map<int32_t, std::vector<StepRow>> steps_;
+  std::map<int32_t, std::map<int64_t, StepRow>> steps_;
   std::map<std::pair<int32_t, int64_t>, CheckpointRow> checkpoints_;
   std::map<std::pair<std::string, PolicyVersion>, VersionRow> versions_;
   std::map<UnitKey, UnitRow> submitted_;  // of the current stage

@@ -1,9 +1,8 @@
 // What a long run forgets. Memory, and the time of whatever walks over it, must
 // not grow with the number of steps; the ledger keeps everything.
 
-#include <algorithm>
-
 #include "coordinator/core.h"
+#include "coordinator/left_out.h"
 
 namespace cox {
 
@@ -28,23 +27,27 @@ void CoordinatorCore::ForgetHistory() {
   }
   // A restart resumes from one of the two newest checkpoints, a unit may be as
   // old as the staleness allows.
-  const std::vector<CheckpointRow> checkpoints = LatestCheckpoints(current_);
-  if (checkpoints.size() < 2) {
+  std::vector<int64_t> checkpoints;
+  for (const CheckpointRow& row : LatestCheckpoints(current_)) {
+    checkpoints.push_back(row.step);
+  }
+  const int64_t end =
+      ForgottenEnd(checkpoints, committed(),
+                   plan_.schedule().StepsKept(options_.history_steps));
+  if (end <= ForgottenUpTo(current_)) {
     return;
   }
-  const int64_t kept = std::max(
-      options_.history_steps, plan_.schedule().eta + plan_.schedule().lag + 2);
-  const int64_t end = std::min(checkpoints[1].step - 1, committed() - kept);
   int64_t& begin = history_.forgotten[current_];
   for (; begin < end; ++begin) {
     const int64_t step = begin + 1;
-    StepRow& row = steps_[current_][static_cast<size_t>(step - 1)];
-    // An assignment would keep the memory.
-    std::string().swap(row.batch_sha256);
-    std::string().swap(row.weight_hash);
     // What the best checkpoint is measured by stays.
-    if (!checkpoints_.contains({current_, step})) {
-      row.metrics = MetricList();
+    if (checkpoints_.contains({current_, step})) {
+      StepRow& row = steps_[current_].at(step);
+      // An assignment would keep the memory.
+      std::string().swap(row.batch_sha256);
+      std::string().swap(row.weight_hash);
+    } else {
+      steps_[current_].erase(step);
     }
     versions_.erase({"policy", {current_, step}});
     ForgetUnits(step);

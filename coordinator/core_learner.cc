@@ -10,13 +10,15 @@
 
 namespace cox {
 
-int64_t CoordinatorCore::committed() const {
-  auto found = steps_.find(current_);
-  return found == steps_.end() ? 0 : static_cast<int64_t>(found->second.size());
+int64_t CoordinatorCore::committed() const { return LastStep(current_); }
+
+int64_t CoordinatorCore::LastStep(int32_t stage) const {
+  const std::map<int64_t, StepRow>& steps = Steps(stage);
+  return steps.empty() ? 0 : steps.rbegin()->first;
 }
 
-const std::vector<StepRow>& CoordinatorCore::Steps(int32_t stage) const {
-  static const std::vector<StepRow> kNone;
+const std::map<int64_t, StepRow>& CoordinatorCore::Steps(int32_t stage) const {
+  static const std::map<int64_t, StepRow> kNone;
   auto found = steps_.find(stage);
   return found == steps_.end() ? kNone : found->second;
 }
@@ -93,7 +95,7 @@ absl::Status CoordinatorCore::CheckBatch(const CommitStepEvent& event) {
 }
 
 absl::StatusOr<bool> CoordinatorCore::ReplayStep(const CommitStepEvent& event) {
-  const StepRow& row = steps_[event.stage][static_cast<size_t>(event.step - 1)];
+  const StepRow& row = Steps(event.stage).at(event.step);
   if (!options_.rules.compare_and_set) {
     return true;
   }
@@ -114,7 +116,7 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(const CommitStepEvent& event) {
     return absl::InvalidArgumentError(absl::StrCat(
         "stage ", event.stage, " step ", event.step, " is not in the plan"));
   }
-  const int64_t last = static_cast<int64_t>(Steps(event.stage).size());
+  const int64_t last = LastStep(event.stage);
   COX_RETURN_IF_ERROR(CheckRemembered(event.stage, event.step));
   if (event.step <= last) {
     absl::StatusOr<bool> replayed = ReplayStep(event);
@@ -158,7 +160,7 @@ absl::StatusOr<bool> CoordinatorCore::CommitStep(const CommitStepEvent& event) {
         batch == batches_.end() ? 0 : batch->second.dropped.size());
     row.metrics.insert(row.metrics.end(), of_batch.begin(), of_batch.end());
   }
-  steps_[event.stage].push_back(row);
+  steps_[event.stage][event.step] = row;
   Record(std::move(row));
   Effect effect;
   effect.kind = Effect::Kind::kStepCommitted;
@@ -195,9 +197,8 @@ absl::Status CoordinatorCore::RecordCheckpoint(const CoreCaller& caller,
                                                int32_t stage,
                                                const CheckpointData& checkpoint,
                                                const std::string& weight_hash) {
-  const std::vector<StepRow>& steps = Steps(stage);
-  const bool committed = checkpoint.step >= 1 &&
-                         checkpoint.step <= static_cast<int64_t>(steps.size());
+  const bool committed =
+      checkpoint.step >= 1 && checkpoint.step <= LastStep(stage);
   const bool checks = options_.rules.checkpoint_of_committed;
   if (!committed && checks) {
     return absl::FailedPreconditionError(
@@ -213,9 +214,7 @@ absl::Status CoordinatorCore::RecordCheckpoint(const CoreCaller& caller,
   }
   absl::Status bad;
   if (const std::string recorded =
-          committed
-              ? steps[static_cast<size_t>(checkpoint.step - 1)].weight_hash
-              : "";
+          committed ? Steps(stage).at(checkpoint.step).weight_hash : "";
       recorded != weight_hash && checks) {
     bad = absl::DataLossError(
         absl::StrCat("checkpoint of stage ", stage, " step ", checkpoint.step,
@@ -328,7 +327,7 @@ absl::Status CoordinatorCore::CheckPublishable(
   }
   if (stage.kind == StageKind::kPpo && id.step > 0 && id.step <= committed()) {
     COX_RETURN_IF_ERROR(CheckRemembered(current_, id.step));
-    const StepRow& step = Steps(current_)[static_cast<size_t>(id.step - 1)];
+    const StepRow& step = Steps(current_).at(id.step);
     if (step.weight_hash != version.content_hash) {
       return absl::DataLossError(
           absl::StrCat(what, ": the step was committed with weights ",

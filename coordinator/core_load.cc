@@ -56,11 +56,11 @@ LoadView CoordinatorCore::Load() const {
     std::nth_element(times.begin(), middle, times.end());
     load.unit_s = absl::ToDoubleSeconds(*middle);
   }
-  const auto steps = steps_.find(current_);
-  if (steps != steps_.end() && !steps->second.empty()) {
+  const std::map<int64_t, StepRow>& steps = Steps(current_);
+  if (!steps.empty()) {
     double step_s = 0;
     double wait_s = 0;
-    for (const auto& [name, value] : steps->second.back().metrics) {
+    for (const auto& [name, value] : steps.rbegin()->second.metrics) {
       if (name == "timing_s/step") step_s = value;
       if (name == "timing_s/wait_batch") wait_s = value;
     }

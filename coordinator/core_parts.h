@@ -74,8 +74,8 @@ struct CoreFailures {
 
 // What memory does not hold any more (core_history.cc).
 struct CoreHistory {
-  // By stage: committed steps up to this one have neither hashes nor units,
-  // and metrics only where a checkpoint is.
+  // By stage: committed steps up to this one have no units, and a row, of
+  // metrics, only where a checkpoint is.
   std::map<int32_t, int64_t> forgotten;
   int64_t units = 0;  // of the current stage, once submitted
 };

@@ -10,15 +10,15 @@ namespace cox {
 
 std::vector<std::string> CoordinatorCore::DropCheckpoints(int32_t stage) {
   const std::vector<CheckpointRow> rows = LatestCheckpoints(stage);
-  const std::vector<StepRow>& steps = Steps(stage);
-  std::vector<std::string> why =
-      WhyKept(options_.checkpoints, rows, plan_.stage(stage).total_steps,
-              [&](int64_t step) {
-                return step >= 1 && step <= static_cast<int64_t>(steps.size())
-                           ? MetricOf(steps[static_cast<size_t>(step - 1)],
-                                      options_.checkpoints.best_metric)
-                           : std::nullopt;
-              });
+  const std::map<int64_t, StepRow>& steps = Steps(stage);
+  std::vector<std::string> why = WhyKept(
+      options_.checkpoints, rows, plan_.stage(stage).total_steps,
+      [&](int64_t step) {
+        const auto row = steps.find(step);
+        return row == steps.end()
+                   ? std::nullopt
+                   : MetricOf(row->second, options_.checkpoints.best_metric);
+      });
   if (!options_.rules.keep_two_checkpoints) {
     why.assign(rows.size(), "");
   }
@@ -46,8 +46,7 @@ bool CoordinatorCore::IsRetired(int32_t stage, int64_t step) const {
     checkpoints.assign(2, INT64_MAX);
   }
   return step <= RetiredUpTo(plan_, stage, stage_done, checkpoints,
-                             static_cast<int64_t>(Steps(stage).size()),
-                             options_.payloads.steps);
+                             LastStep(stage), options_.payloads.steps);
 }
 
 void CoordinatorCore::DropSegments() {
@@ -78,6 +77,7 @@ void CoordinatorCore::RecoverSegments(const LedgerState& state) {
   for (const SegmentRemovedRow& row : state.removed_segments) {
     book_.Remove(row);
   }
+  book_.Add(state.left_out);
   std::map<UnitId, int64_t> trained;  // streaming
   for (const BatchRow& batch : state.batches) {
     for (const auto* units : {&batch.units, &batch.dropped}) {

@@ -251,7 +251,7 @@ StatusView CoordinatorCore::Status() const {
     stage.kind = plan_.stage(i).kind;
     auto row = stage_rows_.find(i);
     stage.state = row == stage_rows_.end() ? "pending" : row->second.state;
-    stage.step = static_cast<int64_t>(Steps(i).size());
+    stage.step = LastStep(i);
     stage.total_steps = plan_.stage(i).total_steps;
     if (!plan_.stage(i).has_learner_steps()) {
       stage.step = stage.state == "done" ? stage.total_steps : 0;
@@ -260,7 +260,7 @@ StatusView CoordinatorCore::Status() const {
       }
     }
     if (!Steps(i).empty()) {
-      view.last_metrics = Steps(i).back().metrics;
+      view.last_metrics = Steps(i).rbegin()->second.metrics;
     }
     view.stages.push_back(std::move(stage));
   }
@@ -325,14 +325,15 @@ absl::Status CoordinatorCore::CheckInvariants() const {
   };
   Generation last_generation;
   for (const auto& [stage, steps] : steps_) {
-    for (size_t i = 0; i < steps.size(); ++i) {
-      if (steps[i].step != static_cast<int64_t>(i) + 1) {
+    int64_t expected = ForgottenUpTo(stage);
+    for (const auto& [step, row] : steps) {
+      if (step > ForgottenUpTo(stage) && step != ++expected) {
         return broken("steps are not contiguous");
       }
-      if (steps[i].generation < last_generation) {
+      if (row.generation < last_generation) {
         return broken("a generation decreased");
       }
-      last_generation = steps[i].generation;
+      last_generation = row.generation;
     }
   }
   if (generation_ < last_generation) {

@@ -39,6 +39,9 @@ struct CoreRules {
   bool keep_needed_payloads = true;     // 20
 };
 
+// Of the newest, for MonitorService; the ledger keeps all.
+inline constexpr int64_t kEventsInMemory = 10000;
+
 struct CoreOptions {
   absl::Duration lease = absl::Seconds(10);   // shortest lease
   absl::Duration suspect = absl::Seconds(6);  // silent for this long = dead

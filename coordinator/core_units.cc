@@ -45,14 +45,17 @@ void CoordinatorCore::OpenUnits() {
   // before a restart and stay so.
   while (next_step_to_open_ <= stage.total_steps) {
     const int64_t step = next_step_to_open_;
-    const bool has_rows = submitted_.lower_bound({step, 0}) != submitted_.end();
+    const bool has_rows =
+        submitted_.lower_bound({step, 0}) != submitted_.end() ||
+        step <= ForgottenUpTo(current_);
     if (!has_rows &&
         FindVersion("policy", plan_.VersionFor(current_, step)) == nullptr) {
       return;
     }
+    planned_units_ += stage.units_per_step();
     for (int32_t index = 0; index < stage.units_per_step(); ++index) {
-      ++planned_units_;
-      if (!submitted_.contains({step, index})) {
+      if (step > ForgottenUpTo(current_) &&
+          !submitted_.contains({step, index})) {
         pending_.insert({step, index});
       }
     }

@@ -120,7 +120,36 @@ using LedgerRow =
                  CheckpointRow, CheckpointRemovedRow, SegmentRemovedRow,
                  UnitFailedRow, StageRow, EventRow, ControlRow>;
 
-// Everything in the ledger; lists in order of their keys.
+// What Load() may leave in the file (left_out.h). By default nothing.
+struct LedgerWindow {
+  int64_t keep_steps = INT64_MAX;   // CoreOptions::history_steps, and staleness
+  int64_t keep_events = INT64_MAX;  // the newest ones
+  bool leaves_out() const { return keep_steps != INT64_MAX; }
+};
+
+// What was left out, added up.
+struct LeftOutRows {
+  struct Stage {
+    int64_t up_to_step = 0;  // no steps, batches and versions up to here
+    int64_t units = 0;
+    // Streaming, of a stage that is not done: which ones, in order.
+    std::vector<UnitId> unit_ids;
+    bool operator==(const Stage&) const = default;
+  };
+  struct Payloads {  // of one stage in one segment
+    uint64_t bytes = 0;
+    uint64_t end = 0;       // offset behind the last one
+    int64_t last_step = 0;  // that trained or dropped one of them
+    int64_t open = 0;       // in no batch
+    bool operator==(const Payloads&) const = default;
+  };
+  std::map<int32_t, Stage> stages;
+  std::map<std::pair<int32_t, int32_t>, Payloads> payloads;  // segment, stage
+  bool operator==(const LeftOutRows&) const = default;
+};
+
+// Everything in the ledger, but what `left_out` stands for; lists in order of
+// their keys.
 struct LedgerState {
   Generation generation;
   std::map<std::string, std::string> meta;
@@ -134,6 +163,7 @@ struct LedgerState {
   std::vector<StageRow> stages;
   std::vector<EventRow> events;
   std::vector<ControlRow> controls;
+  LeftOutRows left_out;
 };
 
 // One transaction of the ledger. Numbers ascend in the order of the commits.
@@ -181,7 +211,9 @@ class LedgerStore {
   virtual absl::Status Commit(const std::vector<LedgerRow>& rows) = 0;
   // FAILED_PRECONDITION as above, without writing.
   virtual absl::Status CheckFence() = 0;
-  virtual absl::StatusOr<LedgerState> Load() = 0;
+  // Reads and checks every row, and keeps those that `options` want.
+  virtual absl::StatusOr<LedgerState> Load(const LedgerWindow& options) = 0;
+  absl::StatusOr<LedgerState> LoadAll() { return Load(LedgerWindow()); }
   // Leaves a compact file behind. Idempotent.
   virtual absl::Status Close() = 0;
 };

@@ -15,8 +15,10 @@
 #include <vector>
 
 #include "absl/strings/numbers.h"
+#include "absl/time/clock.h"
 #include "coordinator/coordinator_service.h"
 #include "coordinator/run_setup.h"
+#include "lib/base/clock.h"
 #include "lib/base/log.h"
 #include "lib/base/process.h"
 #include "lib/config/config.h"
@@ -113,6 +115,8 @@ absl::StatusOr<Flags> ParseFlags(int argc, char** argv) {
   return flags;
 }
 
+constexpr absl::Duration kLockPatience = absl::Seconds(10);
+
 // Held until the process ends. A convenience: that no two coordinators write
 // is ensured by the ledger's epoch.
 absl::Status LockRunDir(const std::string& run_dir) {
@@ -122,7 +126,13 @@ absl::Status LockRunDir(const std::string& run_dir) {
   if (fd < 0) {
     return absl::InternalError(absl::StrCat(path, ": cannot be opened"));
   }
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  // The one before may still be dying: its supervisor was killed just now.
+  const MonoTime give_up = Clock::Real().Now() + kLockPatience;
+  while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    if (Clock::Real().Now() < give_up) {
+      absl::SleepFor(absl::Milliseconds(20));
+      continue;
+    }
     close(fd);
     return absl::InvalidArgumentError(
         absl::StrCat(run_dir, ": another coordinator runs in this directory"));

@@ -4,6 +4,8 @@
 #include <tuple>
 #include <utility>
 
+#include "coordinator/left_out.h"
+
 namespace cox {
 namespace {
 
@@ -177,7 +179,9 @@ class MemoryLedger : public LedgerStore {
     ++disk_->transactions;
     return absl::OkStatus();
   }
-  absl::StatusOr<LedgerState> Load() override { return disk_->state; }
+  absl::StatusOr<LedgerState> Load(const LedgerWindow& options) override {
+    return LeaveOut(disk_->state, options);
+  }
   absl::Status Close() override { return absl::OkStatus(); }
 
  private:

@@ -90,8 +90,8 @@ grpc::ServerUnaryReactor* MonitorServiceImpl::Metrics(
             out->set_step(step);
             FillMetrics(metrics, out->mutable_metrics());
           };
-          for (const StepRow& row : core.Steps(stage)) {
-            add(row.step, row.metrics);
+          for (const auto& [step, row] : core.Steps(stage)) {
+            add(step, row.metrics);
           }
           // collect and eval have one row, of their outputs.
           auto done = core.stage_rows().find(stage);

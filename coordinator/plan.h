@@ -6,6 +6,7 @@
 // holds. Everything here is a pure function of the options, so every restart
 // and every replay sees the same plan.
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -38,6 +39,10 @@ struct SchedulePlan {
   ScheduleMode mode = ScheduleMode::kSync;
   int64_t lag = 0;  // kFixedLag, versions
   int64_t eta = 0;  // kStreaming, largest staleness in versions
+  // Of CoreOptions::history_steps: a unit may be as old as staleness allows.
+  int64_t StepsKept(int64_t history_steps) const {
+    return std::max(history_steps, eta + lag + 2);
+  }
 };
 
 struct StagePlan {

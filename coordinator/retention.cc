@@ -76,6 +76,20 @@ void SegmentBook::Add(const UnitRow& unit, int64_t trained) {
   stage.last_step = std::max(stage.last_step, trained);
 }
 
+void SegmentBook::Add(const LeftOutRows& rows) {
+  for (const auto& [place, payloads] : rows.payloads) {
+    const auto& [segment, stage_of] = place;
+    if (IsRemoved(segment)) {
+      continue;
+    }
+    Use& use = segments_[segment];
+    use.bytes += payloads.bytes;
+    StageUse& stage = use.stages[stage_of];
+    stage.open += payloads.open;
+    stage.last_step = std::max(stage.last_step, payloads.last_step);
+  }
+}
+
 void SegmentBook::Settle(const UnitRow& unit, int64_t trained) {
   if (auto use = segments_.find(unit.payload.segment); use != segments_.end()) {
     StageUse& stage = use->second.stages[unit.id.stage];

@@ -60,6 +60,7 @@ class SegmentBook {
   // `trained` = the step that has the unit in its batch, or that dropped it;
   // 0 = none yet (streaming).
   void Add(const UnitRow& unit, int64_t trained);
+  void Add(const LeftOutRows& rows);
   void Settle(const UnitRow& unit, int64_t trained);
   void Remove(const SegmentRemovedRow& row);
 

@@ -99,10 +99,16 @@ absl::StatusOr<std::unique_ptr<RunOutputs>> RunOutputs::Open(
 }
 
 absl::Status RunOutputs::OpenFiles(const CoordinatorCore& core) {
+  // Lines of steps that the core does not hold any more stand before these,
+  // and stages without learner steps have one line each.
+  size_t lines = static_cast<size_t>(core.plan().num_stages());
+  for (int32_t stage = 0; stage < core.plan().num_stages(); ++stage) {
+    lines += core.Steps(stage).size();
+  }
   std::set<std::pair<std::string, int64_t>> present;
   if (fs_.Exists(Path("metrics.jsonl"))) {
     COX_ASSIGN_OR_RETURN(const std::vector<MetricRow> rows,
-                         LoadMetricRows(Path("metrics.jsonl"), fs_));
+                         LoadLastMetricRows(Path("metrics.jsonl"), lines, fs_));
     for (const MetricRow& row : rows) {
       present.emplace(row.stage, row.step);
     }
@@ -118,11 +124,12 @@ absl::Status RunOutputs::OpenFiles(const CoordinatorCore& core) {
   }
   // A crash between the commit and the line lost the line only.
   for (int32_t stage = 0; stage < core.plan().num_stages(); ++stage) {
-    for (const StepRow& row : core.Steps(stage)) {
-      if (!row.metrics.empty() &&
-          !present.contains({KindOf(core, stage), row.step})) {
+    for (const auto& [step, row] : core.Steps(stage)) {
+      // Without a hash: forgotten, but for its metrics.
+      if (!row.weight_hash.empty() &&
+          !present.contains({KindOf(core, stage), step})) {
         COX_RETURN_IF_ERROR(
-            writer_->Append(KindOf(core, stage), row.step, ToMap(row.metrics)));
+            writer_->Append(KindOf(core, stage), step, ToMap(row.metrics)));
       }
     }
   }
@@ -157,9 +164,8 @@ void RunOutputs::OnEffect(CoordinatorCore& core, const Effect& effect) {
 
 void RunOutputs::StepCommitted(const CoordinatorCore& core, int32_t stage,
                                int64_t step) {
-  const std::vector<StepRow>& steps = core.Steps(stage);
   const std::map<std::string, double> metrics =
-      ToMap(steps[static_cast<size_t>(step - 1)].metrics);
+      ToMap(core.Steps(stage).at(step).metrics);
   const std::string kind = KindOf(core, stage);
   Warn("metrics.jsonl", writer_->Append(kind, step, metrics));
   if (tensorboard_ != nullptr) {
@@ -297,7 +303,8 @@ absl::Status RunOutputs::WriteEval(const CoordinatorCore& core,
     if (core.Steps(stage).empty()) {
       continue;
     }
-    for (const auto& [name, value] : core.Steps(stage).back().metrics) {
+    for (const auto& [name, value] :
+         core.Steps(stage).rbegin()->second.metrics) {
       if (name.find("heldout") != std::string::npos ||
           name.find("human") != std::string::npos) {
         measured[absl::StrCat(name, "/", KindOf(core, stage))] = value;

@@ -249,16 +249,22 @@ StagePlan UnitStage(const cox::v1::RunConfig& config, StageKind kind,
   return stage;
 }
 
+SchedulePlan ScheduleOf(const cox::v1::ScheduleSettings& settings) {
+  SchedulePlan schedule;
+  const std::string& mode = settings.mode();
+  schedule.mode = mode == "fixed_lag"   ? ScheduleMode::kFixedLag
+                  : mode == "streaming" ? ScheduleMode::kStreaming
+                                        : ScheduleMode::kSync;
+  schedule.lag = mode == "fixed_lag" ? settings.lag() : 0;
+  schedule.eta = settings.eta();
+  return schedule;
+}
+
 absl::Status PreparePlan(Fs& fs, PreparedRun& run) {
   const cox::v1::RunConfig& config = run.config;
   PlanOptions options;
   options.seed = config.seed();
-  const std::string& mode = config.schedule().mode();
-  options.schedule.mode = mode == "fixed_lag"   ? ScheduleMode::kFixedLag
-                          : mode == "streaming" ? ScheduleMode::kStreaming
-                                                : ScheduleMode::kSync;
-  options.schedule.lag = mode == "fixed_lag" ? config.schedule().lag() : 0;
-  options.schedule.eta = config.schedule().eta();
+  options.schedule = ScheduleOf(config.schedule());
   PromptBookOptions book;
   COX_RETURN_IF_ERROR(ApplyModelFolder(fs, run));
   COX_RETURN_IF_ERROR(CheckSftRows(fs, run));
@@ -413,7 +419,12 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs, const cox::v1::RunConfig& config,
   COX_RETURN_IF_ERROR(fs.MakeDirs(run_dir, 0700));
   COX_ASSIGN_OR_RETURN(run.ledger,
                        OpenSqliteLedger(JoinPath(run_dir, "ledger.db")));
-  COX_ASSIGN_OR_RETURN(run.state, run.ledger->Load());
+  COX_ASSIGN_OR_RETURN(
+      run.state,
+      run.ledger->Load(
+          {.keep_steps = ScheduleOf(config.schedule())
+                             .StepsKept(run.core_options.history_steps),
+           .keep_events = kEventsInMemory}));
   auto known = run.state.meta.find("run_id");
   const bool resumed = known != run.state.meta.end();
   if (resumed) {
@@ -428,6 +439,7 @@ absl::StatusOr<PreparedRun> PrepareRun(Fs& fs, const cox::v1::RunConfig& config,
   COX_RETURN_IF_ERROR(CheckModelFolders(fs, run));
   COX_RETURN_IF_ERROR(PreparePlan(fs, run));
   SegmentStore::Options segments;
+  segments.left_out = run.state.left_out;
   segments.dir = JoinPath(run_dir, "segments");
   // Whole segments are deleted: several fit into the budget.
   segments.segment_bytes =

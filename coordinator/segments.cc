@@ -96,6 +96,12 @@ absl::Status SegmentStore::Recover(
     uint64_t& end = ends[unit.payload.segment];
     end = std::max(end, unit.payload.offset + unit.payload.length);
   }
+  for (const auto& [place, payloads] : options_.left_out.payloads) {
+    if (!gone.contains(place.first)) {
+      uint64_t& end = ends[place.first];
+      end = std::max(end, payloads.end);
+    }
+  }
   COX_RETURN_IF_ERROR(CheckSeals(ends, last_transaction));
   for (const int32_t segment : gone) {
     COX_RETURN_IF_ERROR(Remove(segment));

@@ -43,6 +43,7 @@ class SegmentStore {
   struct Options {
     std::string dir;
     uint64_t segment_bytes = uint64_t{256} << 20;  // then the next file
+    LeftOutRows left_out = {};  // units that are not among those of Open()
   };
   // Cuts garbage behind the last of `units`, and deletes what is left of the
   // files that have a row of `removed`. `last_transaction`: the ledger's.

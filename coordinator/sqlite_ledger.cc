@@ -119,8 +119,8 @@ class SqliteLedger : public LedgerStore {
     return status;
   }
 
-  absl::StatusOr<LedgerState> Load() override {
-    COX_ASSIGN_OR_RETURN(LedgerRecord record, LoadRecord(db_));
+  absl::StatusOr<LedgerState> Load(const LedgerWindow& options) override {
+    COX_ASSIGN_OR_RETURN(LedgerRecord record, LoadRecent(db_, options));
     if (!record.digest_ok) {
       return absl::DataLossError(
           "ledger: its rows are not those that were written: the file is "
@@ -264,7 +264,8 @@ class SqliteLedger : public LedgerStore {
                           : 0;
     }
     if (!known) {  // new, or of a build without digests
-      COX_ASSIGN_OR_RETURN(const LedgerRecord record, LoadRecord(db_));
+      COX_ASSIGN_OR_RETURN(const LedgerRecord record,
+                           LoadRecent(db_, {.keep_steps = 0}));
       digest_.sum = record.sum_of_rows;
     }
     for (const auto& [table, sql] :

@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "coordinator/left_out.h"
 #include "lib/base/hash.h"
 #include "nlohmann/json.hpp"
 
@@ -82,44 +83,94 @@ absl::Status ForEach(SqliteDb& db, uint64_t& sum, std::string_view table,
   }
 }
 
-absl::Status LoadUnits(SqliteDb& db, LedgerRecord& record) {
-  COX_RETURN_IF_ERROR(ForEach(
-      db, record.sum_of_rows, "unit",
-      "SELECT stage,step,idx,version_step,policy_hash,sha256,segment,offset,"
-      "length,txn FROM unit ORDER BY stage,step,idx",
-      [&](SqliteQuery& q) {
-        record.state.units.push_back(
-            {{q.Int32(0), q.Int(1), q.Int32(2)},
-             q.Int(3),
-             q.Text(4),
-             q.Text(5),
-             {q.Int32(6), static_cast<uint64_t>(q.Int(7)),
-              static_cast<uint64_t>(q.Int(8))}});
-        record.unit_txn.push_back(q.Int(9));
+// Where rows go, and which ones.
+struct Loading {
+  LedgerRecord record;
+  RowFilter filter;
+  bool whole;  // with transactions and the numbers of theirs
+
+  void Number(std::vector<int64_t>& list, int64_t transaction) const {
+    if (whole) {
+      list.push_back(transaction);
+    }
+  }
+};
+
+// What the filter must know before the first row.
+absl::Status Survey(SqliteDb& db, RowFilter& filter) {
+  const auto each = [&db](const char* sql, auto add) -> absl::Status {
+    SqliteQuery query = db.Prepare(sql);
+    while (true) {
+      COX_ASSIGN_OR_RETURN(const bool row, query.Step());
+      if (!row) {
         return absl::OkStatus();
+      }
+      add(query);
+    }
+  };
+  COX_RETURN_IF_ERROR(
+      each("SELECT stage,MAX(step) FROM step GROUP BY stage",
+           [&](SqliteQuery& q) { filter.AddStep(q.Int32(0), q.Int(1)); }));
+  COX_RETURN_IF_ERROR(each("SELECT stage,step FROM ckpt", [&](SqliteQuery& q) {
+    filter.AddCheckpoint(q.Int32(0), q.Int(1));
+  }));
+  COX_RETURN_IF_ERROR(
+      each("SELECT stage,state FROM stage", [&](SqliteQuery& q) {
+        filter.AddStage(q.Int32(0), q.Text(1) == "done");
       }));
-  return ForEach(
+  COX_RETURN_IF_ERROR(each("SELECT COALESCE(MAX(number),0) FROM event",
+                           [&](SqliteQuery& q) { filter.AddEvent(q.Int(0)); }));
+  filter.Settle();
+  return absl::OkStatus();
+}
+
+absl::Status LoadUnits(SqliteDb& db, Loading& loading) {
+  LedgerRecord& record = loading.record;
+  // Batches first: they say which step has a unit.
+  COX_RETURN_IF_ERROR(ForEach(
       db, record.sum_of_rows, "batch",
       "SELECT stage,step,units,dropped,txn FROM batch ORDER BY stage,step",
       [&](SqliteQuery& q) -> absl::Status {
         BatchRow row{q.Int32(0), q.Int(1), {}, {}};
         COX_ASSIGN_OR_RETURN(row.units, ParseUnits(row.stage, q.Text(2)));
         COX_ASSIGN_OR_RETURN(row.dropped, ParseUnits(row.stage, q.Text(3)));
-        record.state.batches.push_back(std::move(row));
-        record.batch_txn.push_back(q.Int(4));
+        if (loading.filter.Take(row)) {
+          record.state.batches.push_back(std::move(row));
+          loading.Number(record.batch_txn, q.Int(4));
+        }
+        return absl::OkStatus();
+      }));
+  return ForEach(
+      db, record.sum_of_rows, "unit",
+      "SELECT stage,step,idx,version_step,policy_hash,sha256,segment,offset,"
+      "length,txn FROM unit ORDER BY stage,step,idx",
+      [&](SqliteQuery& q) {
+        const UnitId id{q.Int32(0), q.Int(1), q.Int32(2)};
+        const PayloadRef payload{q.Int32(6), static_cast<uint64_t>(q.Int(7)),
+                                 static_cast<uint64_t>(q.Int(8))};
+        if (loading.filter.Take(id, payload)) {
+          record.state.units.push_back(
+              {id, q.Int(3), q.Text(4), q.Text(5), payload});
+          loading.Number(record.unit_txn, q.Int(9));
+        }
         return absl::OkStatus();
       });
 }
 
-absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
+absl::Status LoadSteps(SqliteDb& db, Loading& loading) {
+  LedgerRecord& record = loading.record;
   COX_RETURN_IF_ERROR(
       ForEach(db, record.sum_of_rows, "version",
               "SELECT model,stage,step,content_hash,manifest,txn FROM version "
               "ORDER BY model,stage,step",
               [&](SqliteQuery& q) {
-                record.state.versions.push_back(
-                    {q.Text(0), {q.Int32(1), q.Int(2)}, q.Text(3), q.Text(4)});
-                record.version_txn.push_back(q.Int(5));
+                const PolicyVersion version{q.Int32(1), q.Int(2)};
+                std::string model = q.Text(0);
+                if (loading.filter.KeepsVersion(model, version)) {
+                  record.state.versions.push_back(
+                      {std::move(model), version, q.Text(3), q.Text(4)});
+                  loading.Number(record.version_txn, q.Int(5));
+                }
                 return absl::OkStatus();
               }));
   COX_RETURN_IF_ERROR(
@@ -127,11 +178,18 @@ absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
               "SELECT stage,step,batch_sha256,weight_hash,skipped,generation,"
               "metrics,txn FROM step ORDER BY stage,step",
               [&](SqliteQuery& q) -> absl::Status {
-                StepRow row{q.Int32(0),    q.Int(1),   q.Text(2), q.Text(3),
+                StepRow row{q.Int32(0),    q.Int(1),   "", "",
                             q.Int(4) != 0, {q.Int(5)}, {}};
+                if (!loading.filter.KeepsStep(row.stage, row.step)) {
+                  return absl::OkStatus();
+                }
+                if (!loading.filter.KeepsMetricsOnly(row.stage, row.step)) {
+                  row.batch_sha256 = q.Text(2);
+                  row.weight_hash = q.Text(3);
+                }
                 COX_ASSIGN_OR_RETURN(row.metrics, ParseMetrics(q.Text(6)));
                 record.state.steps.push_back(std::move(row));
-                record.step_txn.push_back(q.Int(7));
+                loading.Number(record.step_txn, q.Int(7));
                 return absl::OkStatus();
               }));
   return ForEach(db, record.sum_of_rows, "ckpt",
@@ -145,12 +203,13 @@ absl::Status LoadSteps(SqliteDb& db, LedgerRecord& record) {
                                                        q.Text(4),
                                                        q.Text(5),
                                                        {q.Int(6)}});
-                   record.checkpoint_txn.push_back(q.Int(7));
+                   loading.Number(record.checkpoint_txn, q.Int(7));
                    return absl::OkStatus();
                  });
 }
 
-absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
+absl::Status LoadRest(SqliteDb& db, Loading& loading) {
+  LedgerRecord& record = loading.record;
   LedgerState& state = record.state;
   COX_RETURN_IF_ERROR(ForEach(db, record.sum_of_rows, "meta",
                               "SELECT key,value FROM meta ORDER BY key",
@@ -171,8 +230,10 @@ absl::Status LoadRest(SqliteDb& db, LedgerRecord& record) {
       db, record.sum_of_rows, "event",
       "SELECT number,wall_time_s,kind,text,txn FROM event ORDER BY number",
       [&](SqliteQuery& q) {
-        state.events.push_back({q.Int(0), q.Real(1), q.Text(2), q.Text(3)});
-        record.event_txn.push_back(q.Int(4));
+        if (loading.filter.KeepsEvent(q.Int(0))) {
+          state.events.push_back({q.Int(0), q.Real(1), q.Text(2), q.Text(3)});
+          loading.Number(record.event_txn, q.Int(4));
+        }
         return absl::OkStatus();
       }));
   return ForEach(
@@ -193,7 +254,8 @@ absl::StatusOr<bool> HasTable(SqliteDb& db, const std::string& name) {
 }
 
 // What is missing because nobody needs it, or because nobody could make it.
-absl::Status LoadMissing(SqliteDb& db, LedgerRecord& record) {
+absl::Status LoadMissing(SqliteDb& db, Loading& loading) {
+  LedgerRecord& record = loading.record;
   COX_ASSIGN_OR_RETURN(const bool there, HasTable(db, "segment_removed"));
   if (!there) {
     return absl::OkStatus();  // format 1
@@ -204,7 +266,7 @@ absl::Status LoadMissing(SqliteDb& db, LedgerRecord& record) {
               [&](SqliteQuery& q) {
                 record.state.removed_segments.push_back(
                     {q.Int32(0), static_cast<uint64_t>(q.Int(1))});
-                record.removed_txn.push_back(q.Int(2));
+                loading.Number(record.removed_txn, q.Int(2));
                 return absl::OkStatus();
               }));
   return ForEach(
@@ -213,7 +275,7 @@ absl::Status LoadMissing(SqliteDb& db, LedgerRecord& record) {
       [&](SqliteQuery& q) {
         record.state.failed_units.push_back(
             {{q.Int32(0), q.Int(1), q.Int32(2)}, q.Text(3)});
-        record.failed_txn.push_back(q.Int(4));
+        loading.Number(record.failed_txn, q.Int(4));
         return absl::OkStatus();
       });
 }
@@ -300,9 +362,16 @@ uint64_t SqliteQuery::HashOfRow(std::string_view table) {
       case SQLITE_FLOAT:
         AppendReal(canonical_, Real(i));
         break;
-      default:
-        AppendText(canonical_, Text(i));
+      default: {
+        const auto* text =
+            reinterpret_cast<const char*>(sqlite3_column_text(statement_, i));
+        const int bytes = sqlite3_column_bytes(statement_, i);
+        AppendText(canonical_,
+                   text == nullptr
+                       ? std::string_view()
+                       : std::string_view(text, static_cast<size_t>(bytes)));
         break;
+      }
     }
   }
   return HashOf(table, canonical_);
@@ -403,26 +472,45 @@ std::string UnitsText(const std::vector<UnitId>& units) {
   return text;
 }
 
-absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db) {
-  LedgerRecord record;
+namespace {
+
+absl::StatusOr<LedgerRecord> LoadRows(SqliteDb& db, const LedgerWindow& options,
+                                      bool whole) {
+  Loading loading{{}, RowFilter(options), whole};
+  LedgerRecord& record = loading.record;
+  COX_RETURN_IF_ERROR(Survey(db, loading.filter));
   COX_ASSIGN_OR_RETURN(record.epoch.value,
                        db.Scalar("SELECT epoch FROM fence"));
   COX_ASSIGN_OR_RETURN(record.state.generation.value,
                        db.Scalar("SELECT generation FROM fence"));
-  COX_RETURN_IF_ERROR(LoadUnits(db, record));
-  COX_RETURN_IF_ERROR(LoadSteps(db, record));
-  COX_RETURN_IF_ERROR(LoadRest(db, record));
-  COX_RETURN_IF_ERROR(LoadMissing(db, record));
+  COX_RETURN_IF_ERROR(LoadUnits(db, loading));
+  COX_RETURN_IF_ERROR(LoadSteps(db, loading));
+  COX_RETURN_IF_ERROR(LoadRest(db, loading));
+  COX_RETURN_IF_ERROR(LoadMissing(db, loading));
   COX_RETURN_IF_ERROR(
       ForEach(db, record.sum_of_rows, "txn",
               "SELECT number,epoch,generation,run_id FROM txn ORDER BY number",
               [&](SqliteQuery& q) {
-                record.transactions.push_back(
-                    {q.Int(0), {q.Int(1)}, {q.Int(2)}, q.Text(3)});
+                if (whole) {
+                  record.transactions.push_back(
+                      {q.Int(0), {q.Int(1)}, {q.Int(2)}, q.Text(3)});
+                }
                 return absl::OkStatus();
               }));
   COX_RETURN_IF_ERROR(ReadDigest(db, record));
-  return record;
+  record.state.left_out = loading.filter.TakeLeftOut();
+  return std::move(record);
+}
+
+}  // namespace
+
+absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db) {
+  return LoadRows(db, LedgerWindow(), /*whole=*/true);
+}
+
+absl::StatusOr<LedgerRecord> LoadRecent(SqliteDb& db,
+                                        const LedgerWindow& options) {
+  return LoadRows(db, options, /*whole=*/false);
 }
 
 }  // namespace cox

@@ -87,6 +87,10 @@ std::string UnitsText(const std::vector<UnitId>& units);
 // Every row of an open ledger, in one transaction of the caller's when other
 // processes write. DATA_LOSS: a column is damaged.
 absl::StatusOr<LedgerRecord> LoadRecord(SqliteDb& db);
+// The same without the rows that `options` leave out, and without any
+// transaction's number; all are read, for the digest.
+absl::StatusOr<LedgerRecord> LoadRecent(SqliteDb& db,
+                                        const LedgerWindow& options);
 
 // The digest of a whole ledger: the hashes of all rows added up, and the fence.
 // It stands in a table of its own, so that a flipped bit anywhere in the file

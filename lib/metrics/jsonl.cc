@@ -1,5 +1,6 @@
 #include "lib/metrics/jsonl.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
@@ -71,6 +72,23 @@ absl::StatusOr<MetricRow> ParseRow(std::string_view line) {
   return row;
 }
 
+// The end of a file of `size` bytes: at least `lines` whole lines and what a
+// crash left behind the last one, or all of it.
+absl::StatusOr<std::string> ReadTail(Fs& fs, const std::string& path,
+                                     uint64_t size, size_t lines) {
+  std::string text;
+  while (true) {
+    // One more line end than lines: the first one may have lost its beginning.
+    const auto ends = std::count(text.begin(), text.end(), '\n');
+    if (text.size() == size || static_cast<size_t>(ends) > lines) {
+      return text;
+    }
+    const uint64_t length =
+        std::min(size, std::max<uint64_t>(2 * text.size(), 64 << 10));
+    COX_ASSIGN_OR_RETURN(text, fs.ReadRange(path, size - length, length));
+  }
+}
+
 }  // namespace
 
 std::string FormatMetricRow(const MetricRow& row) {
@@ -86,10 +104,10 @@ std::string FormatMetricRow(const MetricRow& row) {
 absl::StatusOr<std::unique_ptr<MetricsWriter>> MetricsWriter::Open(
     Fs& fs, const std::string& path, const Clock& clock) {
   if (fs.Exists(path)) {
-    COX_ASSIGN_OR_RETURN(const std::string text, fs.ReadAll(path));
-    const size_t end = text.rfind('\n');
-    const size_t whole = end == std::string::npos ? 0 : end + 1;
-    if (whole < text.size()) COX_RETURN_IF_ERROR(fs.Truncate(path, whole));
+    COX_ASSIGN_OR_RETURN(const uint64_t size, fs.FileSize(path));
+    COX_ASSIGN_OR_RETURN(const std::string text, ReadTail(fs, path, size, 0));
+    const size_t torn = text.size() - (text.rfind('\n') + 1);
+    if (torn > 0) COX_RETURN_IF_ERROR(fs.Truncate(path, size - torn));
   }
   COX_ASSIGN_OR_RETURN(auto file, fs.OpenAppend(path));
   return std::unique_ptr<MetricsWriter>(
@@ -148,6 +166,17 @@ absl::StatusOr<std::vector<MetricRow>> LoadMetricRows(const std::string& path,
                                                       Fs& fs) {
   COX_ASSIGN_OR_RETURN(const std::string text, fs.ReadAll(path));
   auto rows = ParseMetricRows(text);
+  if (!rows.ok()) return Annotate(rows.status(), path);
+  return rows;
+}
+
+absl::StatusOr<std::vector<MetricRow>> LoadLastMetricRows(
+    const std::string& path, size_t lines, Fs& fs) {
+  COX_ASSIGN_OR_RETURN(const uint64_t size, fs.FileSize(path));
+  COX_ASSIGN_OR_RETURN(const std::string text, ReadTail(fs, path, size, lines));
+  std::string_view tail = text;
+  if (tail.size() < size) tail.remove_prefix(tail.find('\n') + 1);
+  auto rows = ParseMetricRows(tail);
   if (!rows.ok()) return Annotate(rows.status(), path);
   return rows;
 }

@@ -54,6 +54,9 @@ class MetricsWriter {
 absl::StatusOr<std::vector<MetricRow>> ParseMetricRows(std::string_view text);
 absl::StatusOr<std::vector<MetricRow>> LoadMetricRows(const std::string& path,
                                                       Fs& fs = Fs::Real());
+// Of the last `lines` lines only, read from the end of the file.
+absl::StatusOr<std::vector<MetricRow>> LoadLastMetricRows(
+    const std::string& path, size_t lines, Fs& fs = Fs::Real());
 
 }  // namespace cox
 

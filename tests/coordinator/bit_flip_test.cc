@@ -64,7 +64,7 @@ LedgerState WriteLedger() {
     rows.push_back(ControlRow{step, "pause", step});
     COX_CHECK((*ledger)->Commit(rows).ok());
   }
-  auto state = (*ledger)->Load();
+  auto state = (*ledger)->LoadAll();
   COX_CHECK(state.ok() && (*ledger)->Close().ok());
   return *std::move(state);
 }
@@ -90,7 +90,7 @@ TEST(BitFlips, InTheLedgerAreFoundOrWithoutConsequence) {
       ++found;
       continue;
     }
-    const absl::StatusOr<LedgerState> state = (*ledger)->Load();
+    const absl::StatusOr<LedgerState> state = (*ledger)->LoadAll();
     if (!state.ok()) {
       ++found;
       continue;

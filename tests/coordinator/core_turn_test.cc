@@ -76,7 +76,9 @@ class TracedLedger : public LedgerStore {
     return committed;
   }
   absl::Status CheckFence() override { return ledger_->CheckFence(); }
-  absl::StatusOr<LedgerState> Load() override { return ledger_->Load(); }
+  absl::StatusOr<LedgerState> Load(const LedgerWindow& options) override {
+    return ledger_->Load(options);
+  }
   absl::Status Close() override { return ledger_->Close(); }
 
  private:

@@ -59,7 +59,7 @@ absl::Status Work(FaultFs& fs, Told* told) {
   for (int round = 0; round < kRounds; ++round) {
     COX_ASSIGN_OR_RETURN(const auto ledger, OpenSqliteLedger(kPath));
     told->opened = round + 1;
-    COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->Load());
+    COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->LoadAll());
     COX_ASSIGN_OR_RETURN(
         const auto segments,
         SegmentStore::Open(fs, {.dir = kSegments, .segment_bytes = 4000},
@@ -87,7 +87,7 @@ void CheckRecovered(FaultFs& fs, const Told& told, const std::string& what) {
   }
   ASSERT_OK_AND_ASSIGN(const auto ledger, OpenSqliteLedger(kPath));
   EXPECT_GT(ledger->epoch().value, told.opened);
-  ASSERT_OK_AND_ASSIGN(const LedgerState state, ledger->Load());
+  ASSERT_OK_AND_ASSIGN(const LedgerState state, ledger->LoadAll());
   const int found = static_cast<int>(state.events.size());
   EXPECT_GE(found, told.acknowledged);
   EXPECT_LE(found, told.acknowledged + 1);
@@ -186,7 +186,7 @@ TEST_F(LedgerCrash, AnErrorAtAnyOperationIsToldAndEndsTheIncarnation) {
         ++told.opened;
         told.acknowledged = std::max(told.acknowledged, 0);
         ASSERT_OK_AND_ASSIGN(const auto ledger, OpenSqliteLedger(kPath));
-        ASSERT_OK_AND_ASSIGN(const LedgerState state, ledger->Load());
+        ASSERT_OK_AND_ASSIGN(const LedgerState state, ledger->LoadAll());
         EXPECT_GE(static_cast<int>(state.events.size()), told.acknowledged + 1)
             << "k = " << k;
         if (HasFailure()) return;

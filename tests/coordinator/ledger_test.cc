@@ -57,7 +57,7 @@ TEST_P(LedgerContract, RowsComeBackAfterReopening) {
       EventRow{1, 2.5, "kind", "text"},
       ControlRow{1, "pause", 7}};
   ASSERT_OK(Open()->Commit(rows));
-  ASSERT_OK_AND_ASSIGN(LedgerState state, Open()->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, Open()->LoadAll());
   EXPECT_EQ(state.meta.at("run_id"), "abc");
   EXPECT_EQ(state.generation.value, 3);
   ASSERT_EQ(state.units.size(), 2u);
@@ -81,7 +81,7 @@ TEST_P(LedgerContract, AnOlderIncarnationCannotWrite) {
   EXPECT_THAT(zombie->Commit({MakeUnit(1, 0, "zombie")}),
               StatusIs(absl::StatusCode::kFailedPrecondition));
   ASSERT_OK(current->Commit({MakeUnit(1, 0, "current")}));
-  ASSERT_OK_AND_ASSIGN(LedgerState state, current->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, current->LoadAll());
   EXPECT_EQ(state.units.at(0).sha256, "current");
 }
 
@@ -90,7 +90,7 @@ TEST_P(LedgerContract, ATransactionIsAllOrNothing) {
   ASSERT_OK(ledger->Commit({MakeUnit(1, 0, "first")}));
   EXPECT_THAT(ledger->Commit({MakeUnit(1, 1, "new"), MakeUnit(1, 0, "again")}),
               StatusIs(absl::StatusCode::kAlreadyExists));
-  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->LoadAll());
   ASSERT_EQ(state.units.size(), 1u);
   EXPECT_EQ(state.units[0].sha256, "first");
 }
@@ -102,7 +102,7 @@ TEST_P(LedgerContract, RowsOfOneTransactionMayNotCollideEither) {
               StatusIs(absl::StatusCode::kAlreadyExists));
   ASSERT_OK(ledger->Commit(
       {StageRow{0, "running", 1, {}}, StageRow{0, "done", 1, {}}}));
-  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->LoadAll());
   EXPECT_TRUE(state.units.empty());
   EXPECT_EQ(state.stages.at(0).state, "done");
 }
@@ -114,7 +114,7 @@ TEST_P(LedgerContract, ARemovedCheckpointMayBeWrittenAgain) {
   ASSERT_OK(ledger->Commit({CheckpointRemovedRow{0, 1}}));
   ASSERT_OK(ledger->Commit({CheckpointRemovedRow{0, 9}}));  // never was there
   ASSERT_OK(ledger->Commit({row}));
-  ASSERT_OK_AND_ASSIGN(LedgerState state, Open()->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, Open()->LoadAll());
   EXPECT_EQ(state.checkpoints.at(0), row);
 }
 
@@ -126,7 +126,7 @@ TEST_P(LedgerContract, AFailedTransactionChangesNothingThatComesLater) {
               StatusIs(absl::StatusCode::kAlreadyExists));
   ASSERT_OK(ledger->Commit({MakeUnit(1, 1, "second")}));
   ledger = Open();
-  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->LoadAll());
   EXPECT_EQ(state.generation.value, 0);
   EXPECT_EQ(state.meta.at("k"), "a");
   EXPECT_EQ(state.units.size(), 2u);
@@ -139,7 +139,7 @@ TEST_P(LedgerContract, StageAndMetaRowsReplaceAndCheckpointsGo) {
        CheckpointRow{0, 1, "/c", "m", "w", "s", Generation{1}}}));
   ASSERT_OK(ledger->Commit({MetaRow{"k", "b"}, StageRow{0, "done", 2, {}},
                             CheckpointRemovedRow{0, 1}}));
-  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->Load());
+  ASSERT_OK_AND_ASSIGN(LedgerState state, ledger->LoadAll());
   EXPECT_EQ(state.meta.at("k"), "b");
   ASSERT_EQ(state.stages.size(), 1u);
   EXPECT_EQ(state.stages[0].state, "done");

@@ -54,7 +54,7 @@ Killed Kill() {
   Killed killed;
   killed.db = *fs.ReadAll(path);
   killed.wal = *fs.ReadAll(path + "-wal");
-  killed.state = *(*ledger)->Load();
+  killed.state = *(*ledger)->LoadAll();
   EXPECT_GT(killed.wal.size(), 32 + 3 * kTransactions * kFrame);
   return killed;
 }
@@ -77,7 +77,7 @@ class WalCheck : public ::testing::Test {
     write(path + "-wal", wal);
     COX_ASSIGN_OR_RETURN(const auto ledger, OpenSqliteLedger(path));
     last_ = ledger->last_transaction();
-    return ledger->Load();
+    return ledger->LoadAll();
   }
   static size_t LastTransaction() {  // its first byte
     const std::string& wal = killed().wal;

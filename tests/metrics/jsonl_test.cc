@@ -7,6 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "lib/base/fs.h"
+#include "tests/testing/status_matchers.h"
+#include "tests/testing/temp_dir.h"
 
 namespace cox {
 namespace {
@@ -112,6 +115,29 @@ TEST(ParseMetricRowsTest, NamesTheLineThatIsNoRow) {
 TEST(LoadMetricRowsTest, ReportsAMissingFile) {
   EXPECT_EQ(LoadMetricRows("/nowhere/metrics.jsonl").status().code(),
             absl::StatusCode::kNotFound);
+}
+
+TEST(LoadLastMetricRowsTest, ReadsTheEndOfAFileHoweverLong) {
+  cox::testing::TempDir dir;
+  const std::string path = dir.Join("metrics.jsonl");
+  std::string text;
+  for (int64_t step = 1; step <= 3000; ++step) {
+    text += FormatMetricRow({"ppo", step, {{"loss/policy", 0.5}}}) + "\n";
+  }
+  ASSERT_OK(WriteFileDurably(Fs::Real(), path, text + "{\"stage\":\"pp"));
+  // The file is larger than one block; a torn line is no row.
+  for (const size_t lines : {size_t{1}, size_t{10}, size_t{2500}}) {
+    ASSERT_OK_AND_ASSIGN(const auto rows, LoadLastMetricRows(path, lines));
+    EXPECT_GE(rows.size(), lines);
+    EXPECT_EQ(rows.back().step, 3000);
+    EXPECT_EQ(rows.front().step, 3001 - static_cast<int64_t>(rows.size()));
+  }
+  ASSERT_OK_AND_ASSIGN(const auto few, LoadLastMetricRows(path, 10));
+  EXPECT_LT(few.size(), 3000u);
+  ASSERT_OK_AND_ASSIGN(const auto all, LoadLastMetricRows(path, 5000));
+  EXPECT_EQ(all.size(), 3000u);
+  ASSERT_OK(MetricsWriter::Open(Fs::Real(), path).status());
+  EXPECT_EQ(Fs::Real().ReadAll(path).value_or(""), text);
 }
 
 }  // namespace

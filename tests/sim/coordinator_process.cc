@@ -37,7 +37,9 @@ class SimLedger : public LedgerStore {
     }
     return allowed.ok() ? committed : allowed;
   }
-  absl::StatusOr<LedgerState> Load() override { return ledger_->Load(); }
+  absl::StatusOr<LedgerState> Load(const LedgerWindow& options) override {
+    return ledger_->Load(options);
+  }
   absl::Status Close() override { return ledger_->Close(); }
 
  private:
@@ -53,13 +55,22 @@ CoordinatorProcess::CoordinatorProcess(World& world, std::string its_name)
 absl::Status CoordinatorProcess::Open() {
   auto ledger =
       std::make_unique<SimLedger>(world_, OpenMemoryLedger(&world_.disk));
-  COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->Load());
+  COX_ASSIGN_OR_RETURN(const LedgerState state, ledger->LoadAll());
   world_.checker.OnRecovered(state);
+  // As little as the rules allow.
+  constexpr int64_t kHistorySteps = 0;
   COX_ASSIGN_OR_RETURN(
-      auto segments,
-      SegmentStore::Open(
-          world_.fs, {.dir = "/run/segments", .segment_bytes = 512},
-          state.units, state.removed_segments, ledger->last_transaction()));
+      const LedgerState recent,
+      ledger->Load(
+          {.keep_steps = world_.plan.schedule().StepsKept(kHistorySteps),
+           .keep_events = 3}));
+  COX_ASSIGN_OR_RETURN(auto segments,
+                       SegmentStore::Open(world_.fs,
+                                          {.dir = "/run/segments",
+                                           .segment_bytes = 512,
+                                           .left_out = recent.left_out},
+                                          recent.units, recent.removed_segments,
+                                          ledger->last_transaction()));
   std::set<int32_t> gone;
   for (const SegmentRemovedRow& row : state.removed_segments) {
     gone.insert(row.segment);
@@ -79,10 +90,10 @@ absl::Status CoordinatorProcess::Open() {
   options.poison_after = world_.poison_after;
   options.give_up_after = world_.poison.has_value() ? 3 : 0;
   options.payloads.bytes = world_.payload_bytes;
-  options.history_steps = 0;  // as little as the rules allow
+  options.history_steps = kHistorySteps;
   options.rules = world_.rules.core;
   COX_ASSIGN_OR_RETURN(
-      auto core, CoordinatorCore::Create(options, world_.plan, state,
+      auto core, CoordinatorCore::Create(options, world_.plan, recent,
                                          ledger->epoch(), world_.loop.mono()));
   turn_ = std::make_unique<CoreTurn>(std::move(core), std::move(ledger),
                                      std::move(segments), kTick);
