@@ -53,6 +53,8 @@ std::string Actor::Metrics() const {
   add("cox_actor_units_given_back_total", units_given_back_);
   add("cox_actor_tokens_generated_total", tokens_generated_);
   add("cox_actor_weight_swaps_total", swaps_);
+  add("cox_actor_weights_over_nccl_total", fetched_over_nccl_);
+  add("cox_actor_weights_over_grpc_total", fetched_over_grpc_);
   absl::StrAppend(&text, "# TYPE cox_resident_bytes gauge\ncox_resident_bytes ",
                   ResidentBytes(), "\n");
   return text;

@@ -5,11 +5,11 @@
 
 #include "lib/base/failpoint.h"
 #include "lib/base/log.h"
+#include "lib/comm/nccl_api.h"
 #include "lib/engine/canary.h"
 #include "lib/metrics/trace_recorder.h"
 #include "lib/rpc/engine_settings.h"
 #include "lib/rpc/limits.h"
-#include "lib/rpc/weight_fetcher.h"
 
 namespace cox {
 namespace {
@@ -20,8 +20,6 @@ constexpr absl::Duration kAssignmentPoll = absl::Seconds(5);
 // Between a unit that was given back and the next lease: the same unit may
 // come again at once.
 constexpr absl::Duration kRetryPause = absl::Milliseconds(200);
-// Without a byte of the weights for this long, counted between streams.
-constexpr absl::Duration kFetchPatience = absl::Milliseconds(500);
 // Weights in memory are hashed again between units when the last time is older
 // than this.
 constexpr absl::Duration kAttestEvery = absl::Seconds(60);
@@ -156,6 +154,11 @@ absl::Status Actor::Start() {
   // A lease counts from the sending of the request, the long poll included.
   lease_wait_ = std::min(options_.lease_wait,
                          absl::Seconds(run.config().limits().lease_s()) / 2);
+  if (run.config().roles().weight_transport() == "nccl") {
+    COX_RETURN_IF_ERROR(Annotate(CheckNccl(), "roles.weight_transport nccl"));
+    weight_group_timeout_ =
+        absl::Seconds(run.config().limits().weight_group_timeout_s());
+  }
   sampling_ = ReadSampling(run);
   COX_RETURN_IF_ERROR(sampling_.sampling.Validate());
   COX_RETURN_IF_ERROR(FetchTokenizer(run));
@@ -281,18 +284,7 @@ absl::Status Actor::Swap(LocalLease lease) {
 absl::Status Actor::LoadWeights(const VersionSource& source) {
   std::shared_ptr<const Snapshot> snapshot = store_.Get(source.content_hash);
   if (snapshot == nullptr) {
-    heartbeater_->SetState(
-        absl::StrCat("fetching policy ", source.version.ToString()),
-        source.addresses.empty() ? "nobody" : source.addresses.front());
-    const TraceScope scope("broadcast",
-                           StepTrace(source.version.stage, source.version.step),
-                           source.version.ToString());
-    FetchOptions fetch;
-    fetch.caller = client_.caller();
-    // A new lease names new sources; nothing was generated yet.
-    fetch.patience = std::min(options_.score_patience, kFetchPatience);
-    fetch.sleep = [this](absl::Duration d) { return stop_.WaitFor(d); };
-    COX_ASSIGN_OR_RETURN(snapshot, FetchSnapshot(source, fetch));
+    COX_ASSIGN_OR_RETURN(snapshot, FetchWeights(source));
   }
   // From here until the canary has spoken the engine holds no version.
   const std::string before = std::exchange(held_hash_, "");

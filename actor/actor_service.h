@@ -89,6 +89,10 @@ class Actor {
   // Returns units whose weights cannot be had; other errors are final.
   absl::Status Swap(LocalLease lease);
   absl::Status LoadWeights(const VersionSource& source);
+  // Over NCCL where that is wished and offered, else and after any error of
+  // it over gRPC.
+  absl::StatusOr<std::shared_ptr<const Snapshot>> FetchWeights(
+      const VersionSource& source);
   // Hashes the weights in the engine and compares the canary, if one is known.
   // UNAVAILABLE when they are not what they should be: they are dropped and
   // the coordinator is told. INTERNAL when that happens again and again.
@@ -121,8 +125,9 @@ class Actor {
   // Constant after Start().
   UnitSampling sampling_;
   absl::Duration lease_wait_;
-  std::shared_ptr<const Tokenizer> tokenizer_;  // null: no text
-  std::unique_ptr<PolicyEngine> engine_;        // Run()'s thread
+  std::optional<absl::Duration> weight_group_timeout_;  // weights over NCCL
+  std::shared_ptr<const Tokenizer> tokenizer_;          // null: no text
+  std::unique_ptr<PolicyEngine> engine_;                // Run()'s thread
 
   std::string held_hash_;      // Run()'s thread; in `engine_`
   std::string previous_hash_;  // Run()'s thread
@@ -148,6 +153,8 @@ class Actor {
   std::atomic<uint64_t> units_given_back_{0};
   std::atomic<uint64_t> tokens_generated_{0};
   std::atomic<uint64_t> swaps_{0};
+  std::atomic<uint64_t> fetched_over_nccl_{0};
+  std::atomic<uint64_t> fetched_over_grpc_{0};
 
   Thread scorer_;
   Thread renewer_;

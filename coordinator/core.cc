@@ -461,9 +461,18 @@ SourceData CoordinatorCore::Source(const VersionRow& version,
   constexpr size_t kMaxSources = 4;
   SourceData source;
   source.version = version;
-  if (auto canary = canaries_.find(version.content_hash);
-      canary != canaries_.end()) {
-    source.canary = canary->second;
+  if (auto said = publications_.find(version.content_hash);
+      said != publications_.end()) {
+    const PublicationData& publication = said->second;
+    source.canary = publication.canary;
+    auto publisher = sessions_.find(publication.session);
+    if (!publication.group_address.empty() && publisher != sessions_.end() &&
+        publisher->second.alive &&
+        publication.generation == generation_.value) {
+      source.group_address = publication.group_address;
+      source.group_generation = publication.generation;
+      source.live_actors = Load().live_actors;
+    }
   }
   // Of many living holders some are as good as all: from the asking one on.
   constexpr size_t kMaxRanked = 64;

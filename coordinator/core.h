@@ -279,8 +279,8 @@ class CoordinatorCore {
   std::map<UnitKey, int64_t> attempts_;
   CoreAudits audit_;
   CoreFailures failing_;
-  std::map<std::string, std::vector<float>> canaries_;  // by content hash
-  std::vector<absl::Duration> unit_times_;              // ring of the last ones
+  std::map<std::string, PublicationData> publications_;  // by content hash
+  std::vector<absl::Duration> unit_times_;  // ring of the last ones
   size_t unit_time_next_ = 0;
   int64_t next_step_to_open_ = 1;
   int64_t planned_units_ = 0;  // opened or issued in the current stage

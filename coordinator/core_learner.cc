@@ -358,13 +358,17 @@ absl::Status CoordinatorCore::Publish(const PublishEvent& event) {
   if (!event.address.empty()) {
     session->who.address = event.address;
   }
-  constexpr size_t kMaxCanaries = 256;
-  if (canaries_.size() >= kMaxCanaries) {
-    canaries_.clear();  // a missing one only means one check less
+  constexpr size_t kMaxPublications = 256;
+  if (publications_.size() >= kMaxPublications) {
+    publications_.clear();
   }
+  PublicationData& said = publications_[event.version.content_hash];
   if (!event.canary.empty()) {
-    canaries_[event.version.content_hash] = event.canary;
+    said.canary = event.canary;
   }
+  said.session = event.caller.session;
+  said.group_address = event.group_address;
+  said.generation = event.caller.generation;
   std::set<std::string> held = session->held;
   held.insert(event.version.content_hash);
   SetHeld(event.caller.session, *session, std::move(held));

@@ -95,6 +95,20 @@ struct SourceData {
   VersionRow version;
   std::vector<std::string> addresses;
   std::vector<float> canary = {};  // the publisher's; {} after a restart
+  // The living publisher's offer of weight groups (lib/comm/weight_group.h);
+  // "" = none.
+  std::string group_address = "";
+  int64_t group_generation = 0;
+  int64_t live_actors = 0;
+};
+
+// What a version's newest publisher said beside the version itself. Lost in a
+// restart, which costs a check and the fast path, never the version.
+struct PublicationData {
+  std::vector<float> canary = {};
+  std::string session = "";
+  std::string group_address = "";
+  int64_t generation = 0;
 };
 
 struct ScorePlanData {
@@ -169,6 +183,7 @@ struct PublishEvent {
   VersionRow version;  // content hash checked against the manifest already
   std::string address;
   std::vector<float> canary = {};
+  std::string group_address = "";  // of its weight groups; "" = none
 };
 
 enum class AssignmentKind { kWait, kTrain, kServe, kDone, kStop };

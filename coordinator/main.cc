@@ -17,6 +17,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/time/clock.h"
 #include "coordinator/coordinator_service.h"
+#include "coordinator/refusal_service.h"
 #include "coordinator/run_setup.h"
 #include "lib/base/clock.h"
 #include "lib/base/log.h"
@@ -26,6 +27,10 @@
 
 namespace cox {
 namespace {
+
+// How long a coordinator with --stay refuses before it ends and is started
+// again, perhaps with a configuration that somebody put right.
+constexpr absl::Duration kRefusalTime = absl::Minutes(5);
 
 constexpr char kUsage[] =
     "usage: cox-coordinator --config FILE [a.b.c=value ...]\n"
@@ -37,7 +42,9 @@ constexpr char kUsage[] =
     "                     $COX_TLS_DIR; none = loopback only\n"
     "  --http-host HOST   of /livez, /readyz, /metrics (that of --host)\n"
     "  --http-port N      port of /livez, /readyz, /metrics (0 = any)\n"
-    "  --stay             after the last stage serve on until SIGTERM\n"
+    "  --stay             after the last stage serve on until SIGTERM; a\n"
+    "                     start that needs a person (2, 43): tell it to all\n"
+    "                     roles for five minutes\n"
     "  --pod-deletion-costs  tell the cluster which actor pods are idle\n"
     "  --die-with-parent  end when the parent process ends\n";
 
@@ -140,20 +147,47 @@ absl::Status LockRunDir(const std::string& run_dir) {
   return absl::OkStatus();
 }
 
+std::string RunDirOf(const Flags& flags, const cox::v1::RunConfig& config) {
+  if (!flags.run_dir.empty()) {
+    return flags.run_dir;
+  }
+  return config.run_dir().empty() ? JoinPath("runs", config.name())
+                                  : config.run_dir();
+}
+
+// Returns `why`, with --stay only after all roles could hear it, so that they
+// end with its exit code too: until SIGTERM or kRefusalTime.
+absl::Status Refuse(const absl::Status& why, const Flags& flags) {
+  const int code = ExitCodeFor(why);
+  if (!flags.stay || (code != kExitUsage && code != kExitNeedsPerson)) {
+    return why;  // or the next start may do better
+  }
+  LogError("refuses every role",
+           {Field("exit_code", code), {"why", std::string(why.message())}});
+  const auto refusal = Refusal::Start(why, flags.coordinator);
+  if (refusal.ok()) {
+    SleepUnlessShutdown(kRefusalTime);
+  } else {
+    LogError("cannot refuse", {{"why", refusal.status().ToString()}});
+  }
+  return why;
+}
+
 absl::StatusOr<int> Run(const Flags& flags) {
   COX_RETURN_IF_ERROR(InitProcessTls(flags.tls_dir, "coordinator"));
-  COX_ASSIGN_OR_RETURN(cox::v1::RunConfig config, LoadConfig(flags.config));
-  std::string run_dir = flags.run_dir;
-  if (run_dir.empty()) {
-    run_dir = config.run_dir().empty() ? JoinPath("runs", config.name())
-                                       : config.run_dir();
+  const absl::StatusOr<cox::v1::RunConfig> config = LoadConfig(flags.config);
+  if (!config.ok()) {
+    return Refuse(config.status(), flags);
   }
+  const std::string run_dir = RunDirOf(flags, *config);
   COX_RETURN_IF_ERROR(LockRunDir(run_dir));
-  COX_ASSIGN_OR_RETURN(PreparedRun run,
-                       PrepareRun(Fs::Real(), config, run_dir));
+  absl::StatusOr<PreparedRun> run = PrepareRun(Fs::Real(), *config, run_dir);
+  if (!run.ok()) {
+    return Refuse(run.status(), flags);
+  }
   COX_ASSIGN_OR_RETURN(
       std::unique_ptr<Coordinator> coordinator,
-      Coordinator::Start(Fs::Real(), std::move(run), flags.coordinator));
+      Coordinator::Start(Fs::Real(), *std::move(run), flags.coordinator));
   std::optional<int> code;
   while (!code.has_value()) {
     if (SleepUnlessShutdown(absl::Milliseconds(50))) {

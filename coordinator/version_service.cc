@@ -145,6 +145,7 @@ grpc::ServerUnaryReactor* VersionServiceImpl::PublishVersion(
         event.version.content_hash = request->ref().content_hash();
         event.version.manifest = request->manifest();
         event.address = request->address().substr(0, 512);
+        event.group_address = request->group_address().substr(0, 512);
         if (request->canary_size() > kMaxCanary) {
           return absl::InvalidArgumentError("canary: too many values");
         }

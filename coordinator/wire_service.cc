@@ -29,6 +29,11 @@ void FillSource(const SourceData& source, cox::v1::VersionSource* out) {
   for (const float value : source.canary) {
     out->add_canary(value);
   }
+  if (!source.group_address.empty()) {
+    out->mutable_group()->set_address(source.group_address);
+    out->mutable_group()->set_generation(source.group_generation);
+    out->mutable_group()->set_actors(static_cast<int32_t>(source.live_actors));
+  }
 }
 
 void FillMetrics(const MetricList& metrics,

@@ -64,6 +64,18 @@ absl::Status ForMicroBatches(
   return absl::OkStatus();
 }
 
+absl::Status BackwardMicroBatches(
+    TrainEngine& engine, std::span<const int64_t> rows, int64_t micro,
+    const std::function<absl::Status(std::span<const int64_t>)>& body,
+    bool more) {
+  size_t left = rows.size();
+  return ForMicroBatches(rows, micro, [&](std::span<const int64_t> part) {
+    left -= part.size();
+    if (left == 0 && !more) engine.LastPass();
+    return body(part);
+  });
+}
+
 void HashSequence(const Sequence& sequence, Sha256* hash) {
   const int64_t header[3] = {
       sequence.length(), static_cast<int64_t>(sequence.instruction_ids.size()),

@@ -62,6 +62,13 @@ absl::Status ForMicroBatches(
     std::span<const int64_t> rows, int64_t micro,
     const std::function<absl::Status(std::span<const int64_t>)>& body);
 
+// The same for passes that add to the gradients of `engine`: announces the last
+// one (TrainEngine::LastPass) unless `more` follow on the same shard.
+absl::Status BackwardMicroBatches(
+    TrainEngine& engine, std::span<const int64_t> rows, int64_t micro,
+    const std::function<absl::Status(std::span<const int64_t>)>& body,
+    bool more = false);
+
 // Adds lengths, targets and tokens to a batch's identity.
 void HashSequence(const Sequence& sequence, Sha256* hash);
 

@@ -2,6 +2,9 @@
 // offer to all: an address that Gloo's store listens on, or NCCL's unique id.
 // Either belongs to one process of rank 0, and what the ranks then compare
 // names run and generation, so a stale rank meets nobody.
+//
+// Actors are never in that group: weights reach them in groups of their own
+// (lib/rpc/weight_groups.h).
 
 #include <utility>
 
@@ -21,14 +24,12 @@ bool UsesNccl(const v1::RoleSettings& roles) {
          (roles.collective() == "auto" && roles.device() == "cuda");
 }
 
-// Every rank finds out what it lacks before the others wait for it.
-absl::Status CheckNccl() {
-  COX_ASSIGN_OR_RETURN(const CudaApi cuda, LoadCudaApi());
-  COX_RETURN_IF_ERROR(LoadNcclApi().status());
-  return CountCudaDevices(cuda).status();
-}
-
 }  // namespace
+
+bool Learner::SendsOverNccl() const {
+  return options_.rank == 0 &&
+         context_.config.roles().weight_transport() == "nccl";
+}
 
 absl::Status Learner::JoinGroup() {
   heartbeater_->SetState("joining the learner group", "other learner ranks");
@@ -37,6 +38,7 @@ absl::Status Learner::JoinGroup() {
   FreePort port;
   std::string offer;
   if (nccl) {
+    // Every rank finds out what it lacks before the others wait for it.
     COX_RETURN_IF_ERROR(CheckNccl());
     if (options_.rank == 0) {
       COX_ASSIGN_OR_RETURN(const NcclUniqueId id, NewNcclId());

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "learner/train_loop_service.h"
 #include "lib/base/log.h"
+#include "lib/comm/nccl_api.h"
 #include "lib/config/config.h"
 #include "lib/data/chat_template.h"
 #include "lib/metrics/trace_recorder.h"
@@ -59,6 +60,7 @@ absl::Status Learner::Run() {
   if (group_ != nullptr && !status.ok()) {
     group_->Abort();
   }
+  weight_groups_.Close();
   if (server_ != nullptr) {
     server_->Shutdown(kDrainGrace);
   }
@@ -66,11 +68,12 @@ absl::Status Learner::Run() {
 }
 
 absl::Status Learner::Start() {
-  COX_ASSIGN_OR_RETURN(server_,
-                       RpcServer::Start({.bind = options_.bind,
-                                         .services = {&weight_service_},
-                                         .advertise = options_.advertise,
-                                         .tls = nullptr}));
+  COX_ASSIGN_OR_RETURN(
+      server_,
+      RpcServer::Start({.bind = options_.bind,
+                        .services = {&weight_service_, &weight_groups_},
+                        .advertise = options_.advertise,
+                        .tls = nullptr}));
   client_.set_own_address(server_->address());
   COX_ASSIGN_OR_RETURN(
       http_, HttpServer::Start({.host = options_.http_host,
@@ -111,8 +114,17 @@ absl::Status Learner::Start() {
       &client_, absl::Seconds(run.config().limits().heartbeat_s()),
       [this] { stop_.Notify(); });
   COX_RETURN_IF_ERROR(FetchTokenizer(run));
+  if (SendsOverNccl()) {
+    COX_RETURN_IF_ERROR(Annotate(CheckNccl(), "roles.weight_transport nccl"));
+  }
   server_->SetServing(true);
   COX_RETURN_IF_ERROR(JoinGroup());
+  if (SendsOverNccl()) {
+    weight_groups_.Open({.run_id = client_.caller().run_id,
+                         .generation = generation_,
+                         .timeout = absl::Seconds(
+                             run.config().limits().weight_group_timeout_s())});
+  }
   LogInfo("learner runs", {{"address", server_->address()},
                            {"numerics", engines.numerics_class},
                            Field("rank", options_.rank),
@@ -224,6 +236,10 @@ absl::Status Learner::Publish(const std::string& model,
   source.content_hash = snapshot->content_hash;
   source.manifest = snapshot->manifest.CanonicalText();
   source.canary = canary;
+  // The other models are fetched once, by rewards.
+  if (SendsOverNccl() && model == "policy") {
+    source.group.address = server_->address();
+  }
   COX_RETURN_IF_ERROR(client_.PublishVersion(source, server_->address()));
   LogInfo("version published", {{"model", model},
                                 {"version", version.ToString()},
@@ -244,8 +260,12 @@ absl::Status Learner::ShareVerdict(const absl::Status& of_rank_zero) {
 }
 
 std::string Learner::Metrics() const {
-  MutexLock lock(&mutex_);
   std::string text;
+  absl::StrAppend(&text, "cox_learner_weight_groups_total ",
+                  weight_groups_.groups_sent(),
+                  "\ncox_learner_weight_groups_failed_total ",
+                  weight_groups_.groups_failed(), "\n");
+  MutexLock lock(&mutex_);
   for (const auto& [name, value] : last_metrics_) {
     std::string flat = "cox_learner_" + name;
     for (char& c : flat) {

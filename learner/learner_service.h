@@ -34,6 +34,7 @@
 #include "lib/rpc/heartbeater.h"
 #include "lib/rpc/http_server.h"
 #include "lib/rpc/server.h"
+#include "lib/rpc/weight_groups.h"
 #include "lib/rpc/weight_server.h"
 
 namespace cox {
@@ -82,6 +83,7 @@ class Learner {
 
   absl::Status Start();
   absl::Status JoinGroup();
+  bool SendsOverNccl() const;  // this rank, to actors
   absl::StatusOr<std::unique_ptr<Collective>> Meet(
       const std::string& rendezvous);
   absl::Status FetchTokenizer(const cox::v1::RegisterResponse& run);
@@ -120,6 +122,7 @@ class Learner {
   CoordinatorClient client_;
   SnapshotStore store_;
   WeightServiceImpl weight_service_;
+  WeightGroups weight_groups_{&store_};  // rank 0, weight_transport nccl
   Notification stop_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<HttpServer> http_;

@@ -95,7 +95,7 @@ absl::StatusOr<double> NllBackward(const std::vector<Sequence>& sequences,
         });
   };
   COX_RETURN_IF_ERROR(
-      ForMicroBatches(shard_rows, options.micro_batch, backward));
+      BackwardMicroBatches(policy, shard_rows, options.micro_batch, backward));
   if (!finite) {
     COX_RETURN_IF_ERROR(PoisonGradient(policy));
     return std::numeric_limits<double>::quiet_NaN();
@@ -127,8 +127,7 @@ class LmTrainer final : public StageTrainer {
     }
     result.batch_sha256 = hash.HexDigest();
     COX_ASSIGN_OR_RETURN(const double loss, Backward(step, batch));
-    COX_RETURN_IF_ERROR(
-        policy_.Update(step, shards_.group(), "grad_norm/lm", &result));
+    COX_RETURN_IF_ERROR(policy_.Update(step, "grad_norm/lm", &result));
     result.metrics["loss/lm"] = loss;
     result.metrics["text/tokens"] = CountTargets(batch);
     const bool periodic =

@@ -46,24 +46,21 @@ absl::Status FlatOptimizer::CheckSizes(TrainEngine& engine) const {
       " parameters and ", gradients, " gradients"));
 }
 
-absl::StatusOr<double> FlatOptimizer::SumGradients(TrainEngine& engine,
-                                                   Collective& group) {
+absl::StatusOr<double> FlatOptimizer::SumOfSquares(TrainEngine& engine) {
   if (DeviceState* device = engine.device()) {
     if (device_ == nullptr) {
       COX_RETURN_IF_ERROR(device->WriteMoments(m_, v_));
       device_ = device;
     }
-    COX_RETURN_IF_ERROR(device->AllReduceGradients(group));
     return device->SquaredGradientNorm();
   }
   COX_RETURN_IF_ERROR(CheckSizes(engine));
-  COX_RETURN_IF_ERROR(group.AllReduceSum(engine.Gradients()));
   return SquaredNorm(std::span<const float>(engine.Gradients()));
 }
 
 absl::StatusOr<FlatOptimizer::Update> FlatOptimizer::Apply(
-    int64_t schedule_step, TrainEngine& engine, Collective& group) {
-  COX_ASSIGN_OR_RETURN(const double squares, SumGradients(engine, group));
+    int64_t schedule_step, TrainEngine& engine) {
+  COX_ASSIGN_OR_RETURN(const double squares, SumOfSquares(engine));
   Update update;
   update.lr = options_.schedule.At(schedule_step);
   update.grad_norm = std::sqrt(squares);

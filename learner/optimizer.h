@@ -1,8 +1,8 @@
 #ifndef COX_LEARNER_OPTIMIZER_H_
 #define COX_LEARNER_OPTIMIZER_H_
 
-// Adam on the flat buffers of a TrainEngine: one sum over ranks, one norm, one
-// pass over memory (docs/algorithms.md §11).
+// Adam on the flat buffers of a TrainEngine: one norm, one pass over memory
+// (docs/algorithms.md §11).
 
 #include <cstdint>
 #include <string>
@@ -12,7 +12,6 @@
 #include "learner/state.h"
 #include "lib/algo/optim.h"
 #include "lib/base/status.h"
-#include "lib/comm/collective.h"
 #include "lib/engine/engine.h"
 
 namespace cox {
@@ -31,17 +30,16 @@ class FlatOptimizer {
                                               const Manifest& layout);
 
   struct Update {
-    double grad_norm = 0;  // over all ranks, before clipping
+    double grad_norm = 0;  // before clipping
     double lr = 0;
     // Norm not finite: weights, moments and counters untouched. All ranks see
     // the same bits, hence the same answer.
     bool skipped = false;
   };
-  // All ranks together. Sums Gradients() over the ranks and updates
-  // Parameters(). `schedule_step` >= 0 is the position in the schedule, a
+  // Updates Parameters() with Gradients(), the sum over all ranks
+  // (Shards::Backward). `schedule_step` >= 0 is the position in the schedule, a
   // function of the step's number, so that it needs no state.
-  absl::StatusOr<Update> Apply(int64_t schedule_step, TrainEngine& engine,
-                               Collective& group);
+  absl::StatusOr<Update> Apply(int64_t schedule_step, TrainEngine& engine);
 
   int64_t updates() const { return updates_; }
   // Sections "<prefix>/m", "/v", "/updates". The engine of Apply() must live.
@@ -59,8 +57,8 @@ class FlatOptimizer {
   OptimizerOptions options_;
   std::vector<Range> ranges_;
   absl::Status CheckSizes(TrainEngine& engine) const;
-  // Over all ranks; the sum of squares.
-  absl::StatusOr<double> SumGradients(TrainEngine& engine, Collective& group);
+  // Of the gradients; moves the moments to the engine's device.
+  absl::StatusOr<double> SumOfSquares(TrainEngine& engine);
 
   std::vector<float> m_;  // arena layout, padding stays 0
   std::vector<float> v_;

@@ -236,9 +236,8 @@ class PpoTrainer final : public StageTrainer {
     }
     ++sums->policy_minibatches;
     snapshot_ = nullptr;
-    COX_ASSIGN_OR_RETURN(
-        const FlatOptimizer::Update done,
-        policy_optimizer_.Apply(update, policy, *parts_.group));
+    COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update done,
+                         policy_optimizer_.Apply(update, policy));
     sums->lr = done.lr;
     if (done.skipped) {
       ++skipped_;
@@ -274,9 +273,8 @@ class PpoTrainer final : public StageTrainer {
           return absl::OkStatus();
         }));
     ++sums->value_minibatches;
-    COX_ASSIGN_OR_RETURN(
-        const FlatOptimizer::Update done,
-        value_optimizer_->Apply(update, *parts_.critic, *parts_.group));
+    COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update done,
+                         value_optimizer_->Apply(update, *parts_.critic));
     sums->value_lr = done.lr;
     if (done.skipped) {
       ++skipped_;

@@ -342,8 +342,11 @@ absl::StatusOr<PolicySums> PolicyBackward(const PpoOptions& options,
                             &sums);
         });
   };
-  COX_RETURN_IF_ERROR(ForMicroBatches(RowsAt(minibatch, places),
-                                      options.micro_batch, backward));
+  // The pretraining mix follows (PpoTrainer).
+  const bool more = options.ptx_coef > 0;
+  COX_RETURN_IF_ERROR(
+      BackwardMicroBatches(*parts.policy, RowsAt(minibatch, places),
+                           options.micro_batch, backward, more));
   if (!sums.finite) {
     COX_RETURN_IF_ERROR(PoisonGradient(*parts.policy));
   }
@@ -365,8 +368,8 @@ absl::StatusOr<ValueSums> ValueBackward(const PpoOptions& options,
                            gradient, &sums);
         });
   };
-  COX_RETURN_IF_ERROR(ForMicroBatches(RowsAt(minibatch, places),
-                                      options.micro_batch, backward));
+  COX_RETURN_IF_ERROR(BackwardMicroBatches(
+      *parts.critic, RowsAt(minibatch, places), options.micro_batch, backward));
   if (!sums.finite) {
     COX_RETURN_IF_ERROR(PoisonGradient(*parts.critic));
   }

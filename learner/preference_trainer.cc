@@ -35,8 +35,7 @@ class PreferenceTrainer final : public StageTrainer {
     }
     const std::vector<int64_t> batch = Batch(step, &result);
     COX_RETURN_IF_ERROR(objective_->Backward(batch, Run(), &result.metrics));
-    COX_RETURN_IF_ERROR(
-        policy_.Update(step, shards_.group(), "grad_norm/policy", &result));
+    COX_RETURN_IF_ERROR(policy_.Update(step, "grad_norm/policy", &result));
     if (step == options_.total_steps) {
       COX_RETURN_IF_ERROR(Measure(&result.metrics));
     }
@@ -143,7 +142,8 @@ absl::StatusOr<bool> BackwardShard(
           return part.loss(tokens, output.logprobs, &gradient->logprobs);
         });
   };
-  COX_RETURN_IF_ERROR(ForMicroBatches(rows, run.micro_batch, backward));
+  COX_RETURN_IF_ERROR(
+      BackwardMicroBatches(run.policy, rows, run.micro_batch, backward));
   if (!finite) {
     COX_RETURN_IF_ERROR(PoisonGradient(run.policy));
   }

@@ -66,8 +66,7 @@ class RmTrainer final : public StageTrainer {
     StepResult result;
     const std::vector<const Comparison*> batch = Batch(step, &result);
     COX_ASSIGN_OR_RETURN(const BatchSums sums, Backward(step, batch));
-    COX_RETURN_IF_ERROR(
-        model_.Update(step, shards_.group(), "grad_norm/rm", &result));
+    COX_RETURN_IF_ERROR(model_.Update(step, "grad_norm/rm", &result));
     result.metrics["loss/rm"] = sums.loss;
     if (sums.pairs > 0) {
       result.metrics["rm/accuracy"] = sums.correct / sums.pairs;
@@ -207,8 +206,8 @@ class RmTrainer final : public StageTrainer {
             return absl::OkStatus();
           });
     };
-    COX_RETURN_IF_ERROR(ForMicroBatches(
-        shards_.Elements(static_cast<int64_t>(batch.size()), shard),
+    COX_RETURN_IF_ERROR(BackwardMicroBatches(
+        reward_, shards_.Elements(static_cast<int64_t>(batch.size()), shard),
         options_.micro_batch, backward));
     if (!finite) {
       COX_RETURN_IF_ERROR(PoisonGradient(reward_));

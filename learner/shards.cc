@@ -3,17 +3,17 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "lib/comm/tree_sum.h"
 
 namespace cox {
 
-absl::StatusOr<Shards> Shards::Create(int64_t count, Collective& group) {
+absl::StatusOr<Shards> Shards::Create(int64_t count, Collective& group,
+                                      const GradientSum::Options& sum) {
   if (count < group.world_size()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "numerics.shards: expected at least the number of learner ranks, ",
         group.world_size(), ", found ", count));
   }
-  return Shards(count, group);
+  return Shards(count, group, sum);
 }
 
 std::vector<int64_t> Shards::Elements(int64_t n, int64_t shard) const {
@@ -38,41 +38,48 @@ absl::Status Shards::Backward(
   DeviceState* const device = engine.device();
   const std::span<float> gradients =
       device == nullptr ? engine.Gradients() : std::span<float>();
+  const size_t floats =
+      static_cast<size_t>(engine.layout().arena_bytes / sizeof(float));
   const size_t last = static_cast<size_t>(own()) - 1;
   size_t depth = 0;  // of waiting_, or of what the device keeps
-  const auto add_waiting = [&]() -> absl::Status {
-    --depth;
-    if (device != nullptr) return device->AddKeptGradients(depth);
-    const std::span<float> pair[] = {waiting_[depth], gradients};
-    // Into the waiting one, the left; then back to where the engine adds.
-    TreeSum<float>(pair);
-    std::copy(pair[0].begin(), pair[0].end(), gradients.begin());
+  // The waiting sum is the left one.
+  const auto add_waiting = [&](size_t place, size_t begin,
+                               size_t count) -> absl::Status {
+    if (device != nullptr) return device->AddKeptGradients(place, begin, count);
+    for (size_t i = begin; i < begin + count; ++i) {
+      gradients[i] = waiting_[place][i] + gradients[i];
+    }
     return absl::OkStatus();
   };
-  return ForOwn([&](int64_t shard, size_t i) -> absl::Status {
+  GradientSum sum(engine, *group_, sum_,
+                  [&](size_t begin, size_t count) -> absl::Status {
+                    for (size_t place = depth; place > 0; --place) {
+                      COX_RETURN_IF_ERROR(add_waiting(place - 1, begin, count));
+                    }
+                    return absl::OkStatus();
+                  });
+  const auto own_shard = [&](int64_t shard, size_t i) -> absl::Status {
     engine.ZeroGradients();
+    if (i == last) {
+      engine.OnGradientReady([&sum](size_t tensor) { sum.Ready(tensor); });
+      const absl::Status passed = body(shard, i);
+      engine.OnGradientReady(nullptr);
+      return passed;
+    }
     COX_RETURN_IF_ERROR(body(shard, i));
     // Like a binary counter: shard i completes as many subtrees as i ends in
     // ones.
     for (size_t ones = i; ones % 2 == 1; ones /= 2) {
-      COX_RETURN_IF_ERROR(add_waiting());
+      COX_RETURN_IF_ERROR(add_waiting(--depth, 0, floats));
     }
-    if (i < last && device != nullptr) {
-      return device->KeepGradients(depth++);
-    }
-    if (i < last) {
-      if (waiting_.size() == depth) {
-        waiting_.emplace_back(gradients.size());
-      }
-      waiting_[depth].assign(gradients.begin(), gradients.end());
-      ++depth;
-      return absl::OkStatus();
-    }
-    while (depth > 0) {
-      COX_RETURN_IF_ERROR(add_waiting());
-    }
+    if (device != nullptr) return device->KeepGradients(depth++);
+    if (waiting_.size() == depth) waiting_.emplace_back(gradients.size());
+    waiting_[depth].assign(gradients.begin(), gradients.end());
+    ++depth;
     return absl::OkStatus();
-  });
+  };
+  COX_RETURN_IF_ERROR(ForOwn(own_shard));
+  return sum.Finish();
 }
 
 absl::Status Shards::GatherBytes(size_t size,

@@ -19,6 +19,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "learner/gradient_sum.h"
 #include "lib/base/status.h"
 #include "lib/comm/collective.h"
 #include "lib/engine/engine.h"
@@ -31,7 +32,9 @@ inline constexpr int64_t kDefaultShards = 4;
 class Shards {
  public:
   // `group` is borrowed. INVALID_ARGUMENT: more ranks than shards.
-  static absl::StatusOr<Shards> Create(int64_t count, Collective& group);
+  static absl::StatusOr<Shards> Create(
+      int64_t count, Collective& group,
+      const GradientSum::Options& sum = GradientSum::Options());
 
   int64_t count() const { return count_; }
   // This rank's shards: first() .. first() + own() - 1, at least one.
@@ -48,8 +51,9 @@ class Shards {
       const std::function<absl::Status(int64_t shard, size_t own)>& body) const;
 
   // The same with gradients: zeroed before each shard, and in the end
-  // Gradients() holds the sum over this rank's shards. FlatOptimizer::Apply
-  // adds those of the other ranks.
+  // Gradients() holds the sum over all shards of all ranks. Sums over ranks
+  // begin while the last shard's last pass (BackwardMicroBatches) goes on, so
+  // `body` must not use the group. A collective call.
   absl::Status Backward(
       TrainEngine& engine,
       const std::function<absl::Status(int64_t shard, size_t own)>& body);
@@ -60,7 +64,8 @@ class Shards {
   absl::StatusOr<std::vector<T>> Gather(const std::vector<T>& own_values) const;
 
  private:
-  Shards(int64_t count, Collective& group) : count_(count), group_(&group) {}
+  Shards(int64_t count, Collective& group, const GradientSum::Options& sum)
+      : count_(count), group_(&group), sum_(sum) {}
   int64_t FirstOf(int64_t rank) const {
     return rank * count_ / group_->world_size();
   }
@@ -69,6 +74,7 @@ class Shards {
 
   int64_t count_;
   Collective* group_;
+  GradientSum::Options sum_;
   // Sums of subtrees that wait for their neighbour; log2(own()) at most.
   std::vector<std::vector<float>> waiting_;
 };

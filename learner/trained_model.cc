@@ -12,12 +12,11 @@ absl::Status TrainedModel::CheckNext(std::string_view trainer,
                    ", found ", step));
 }
 
-absl::Status TrainedModel::Update(int64_t step, Collective& group,
-                                  const std::string& grad_norm,
+absl::Status TrainedModel::Update(int64_t step, const std::string& grad_norm,
                                   StepResult* result) {
   snapshot_ = nullptr;
   COX_ASSIGN_OR_RETURN(const FlatOptimizer::Update update,
-                       optimizer_.Apply(step - 1, engine_, group));
+                       optimizer_.Apply(step - 1, engine_));
   step_ = step;
   result->skipped = update.skipped;
   result->metrics["lr"] = update.lr;

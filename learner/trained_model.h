@@ -13,7 +13,6 @@
 #include "learner/optimizer.h"
 #include "learner/state.h"
 #include "learner/trainer.h"
-#include "lib/comm/collective.h"
 #include "lib/engine/engine.h"
 
 namespace cox {
@@ -33,11 +32,10 @@ class TrainedModel {
   // FAILED_PRECONDITION unless `step` comes next; `trainer` names the stage.
   absl::Status CheckNext(std::string_view trainer, int64_t step) const;
 
-  // Sums the gradients over the ranks, updates the weights and completes
-  // `step`. Sets skipped, lr and the metric named `grad_norm`. A collective
-  // call.
-  absl::Status Update(int64_t step, Collective& group,
-                      const std::string& grad_norm, StepResult* result);
+  // Updates the weights with the engine's gradients and completes `step`. Sets
+  // skipped, lr and the metric named `grad_norm`.
+  absl::Status Update(int64_t step, const std::string& grad_norm,
+                      StepResult* result);
 
   // The weights under `layout`; hashed once per step, or since Load().
   absl::StatusOr<std::shared_ptr<const Snapshot>> Trained(

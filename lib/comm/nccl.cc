@@ -16,8 +16,6 @@
 namespace cox {
 namespace {
 
-// How long a rank that leaves in order waits for the others to leave too.
-constexpr absl::Duration kLeaveGrace = absl::Seconds(5);
 // How long the device may take to end what an abort has cut off.
 constexpr absl::Duration kDrainGrace = absl::Seconds(2);
 constexpr char kIdPrefix[] = "nccl:";
@@ -80,7 +78,7 @@ class NcclImpl : public NcclCollective {
       : options_(options),
         world_(static_cast<size_t>(options.world_size)),
         cuda_(cuda),
-        group_(nccl, cuda_, options.rank, options.world_size) {}
+        group_(nccl, cuda_, options.rank, options.world_size, options.stop) {}
   ~NcclImpl() override;
   NcclImpl(const NcclImpl&) = delete;
   NcclImpl& operator=(const NcclImpl&) = delete;
@@ -100,6 +98,7 @@ class NcclImpl : public NcclCollective {
   absl::Status ReduceScatterSum(std::span<const float> in,
                                 std::span<float> out) override;
   absl::Status Broadcast(std::span<std::byte> data, int root) override;
+  absl::Status Broadcast(const NcclStream& stream) override;
   absl::Status AllGather(std::span<const std::byte> in,
                          std::span<std::byte> out) override;
   absl::Status Barrier() override {
@@ -142,7 +141,8 @@ class NcclImpl : public NcclCollective {
 
 NcclImpl::~NcclImpl() {
   const DeviceScope scope(cuda_, options_.device);
-  group_.Close(Clock::Real().Now() + std::min(kLeaveGrace, options_.timeout));
+  group_.Close(Clock::Real().Now() +
+               std::min(options_.leave_grace, options_.timeout));
   group_.Abort();
   const MonoTime deadline = Clock::Real().Now() + kDrainGrace;
   bool idle = true;
@@ -362,35 +362,50 @@ absl::Status NcclImpl::ReduceScatterSum(std::span<const float> in,
 }
 
 absl::Status NcclImpl::Broadcast(std::span<std::byte> data, int root) {
-  COX_RETURN_IF_ERROR(CheckRoot(root, options_.world_size));
-  const size_t per = options_.bucket_bytes;
-  const bool sends = options_.rank == root;
-  const auto part = [&](size_t i) {
-    return data.subspan(i * per, PartOf(data.size(), per, i));
+  const auto part = [&](uint64_t offset, size_t size) {
+    return data.subspan(static_cast<size_t>(offset), size);
   };
+  return Broadcast(NcclStream{
+      .bytes = data.size(),
+      .root = root,
+      .fill =
+          [&](uint64_t offset, std::span<std::byte> bucket) {
+            std::memcpy(bucket.data(), part(offset, bucket.size()).data(),
+                        bucket.size());
+          },
+      .drain =
+          [&](uint64_t offset, std::span<const std::byte> bucket) {
+            std::memcpy(part(offset, bucket.size()).data(), bucket.data(),
+                        bucket.size());
+          }});
+}
+
+absl::Status NcclImpl::Broadcast(const NcclStream& stream) {
+  COX_RETURN_IF_ERROR(CheckRoot(stream.root, options_.world_size));
+  const size_t per = options_.bucket_bytes;
+  const size_t bytes = static_cast<size_t>(stream.bytes);
+  const bool sends = options_.rank == stream.root;
+  const auto size = [&](size_t i) { return PartOf(bytes, per, i); };
   const MonoTime deadline = Deadline();
   return RunStaged(
       {.name = "broadcast",
-       .buckets = BucketsOf(data.size(), per),
+       .buckets = BucketsOf(bytes, per),
        .extent =
            [&](size_t i) {
-             const size_t bytes = part(i).size();
-             return sends ? Extent{0, bytes, 0, 0} : Extent{0, 0, 0, bytes};
+             return sends ? Extent{0, size(i), 0, 0} : Extent{0, 0, 0, size(i)};
            },
        .fill =
            [&](size_t i, std::byte* pinned) {
-             if (!sends) return;
-             std::memcpy(pinned, part(i).data(), part(i).size());
+             if (sends) stream.fill(i * per, {pinned, size(i)});
            },
        .enqueue =
            [&](size_t i, std::byte* device) {
-             return group_.Broadcast(device, part(i).size(), NcclType::kUint8,
-                                     root, comm_stream_, deadline);
+             return group_.Broadcast(device, size(i), NcclType::kUint8,
+                                     stream.root, comm_stream_, deadline);
            },
        .drain =
            [&](size_t i, const std::byte* pinned) {
-             if (sends) return;
-             std::memcpy(part(i).data(), pinned, part(i).size());
+             if (!sends) stream.drain(i * per, {pinned, size(i)});
            }});
 }
 

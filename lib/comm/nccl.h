@@ -22,9 +22,12 @@
 // and stay in use until the collective is destroyed.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 
+#include "lib/base/sync.h"
 #include "lib/comm/collective.h"
 #include "lib/comm/nccl_api.h"
 
@@ -42,6 +45,11 @@ struct NcclOptions {
   size_t bucket_bytes = size_t{4} << 20;
   int slots = 3;  // buckets on their way at once
   bool tree_order = true;
+  // How long a rank that leaves in order waits for the others to leave too.
+  absl::Duration leave_grace = absl::Seconds(5);
+  // Once notified, every wait ends the group with CANCELLED, the meeting
+  // included. Must outlive the collective; null: only Abort() does.
+  const Notification* stop = nullptr;
   std::string nccl_path = "";  // "" = search (nccl_api.h)
   std::string cudart_path = "";
 };
@@ -62,8 +70,21 @@ struct NcclCall {
   CudaStream producer = nullptr;
 };
 
+// Bytes from one rank to all that are never in one place as a whole: in order,
+// a bucket at a time, in the thread of the call.
+struct NcclStream {
+  uint64_t bytes = 0;
+  int root = 0;
+  // On the root: writes the bytes from `offset` on.
+  std::function<void(uint64_t offset, std::span<std::byte> bucket)> fill;
+  // On the others: takes them.
+  std::function<void(uint64_t offset, std::span<const std::byte> bucket)> drain;
+};
+
 class NcclCollective : public Collective {
  public:
+  virtual absl::Status Broadcast(const NcclStream& stream) = 0;
+  using Collective::Broadcast;
   // Enqueues `call` behind its producer and returns without waiting for the
   // sum: the engine starts one bucket of gradients as soon as it is there and
   // goes on with its backward pass. All ranks start the same calls in the same

@@ -214,6 +214,12 @@ absl::StatusOr<int> CountCudaDevices(const CudaApi& api) {
       api.get_error_string(result), ")"));
 }
 
+absl::Status CheckNccl() {
+  COX_ASSIGN_OR_RETURN(const CudaApi cuda, LoadCudaApi());
+  COX_RETURN_IF_ERROR(LoadNcclApi().status());
+  return CountCudaDevices(cuda).status();
+}
+
 absl::Status CudaStatus(const CudaApi& api, const char* operation,
                         CudaResult result) {
   if (result == CudaResult::kSuccess) return absl::OkStatus();

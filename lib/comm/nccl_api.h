@@ -155,6 +155,10 @@ absl::StatusOr<NcclApi> LoadNcclApi(const std::string& path = "");
 // one that is too old, or no GPU.
 absl::StatusOr<int> CountCudaDevices(const CudaApi& api);
 
+// Whether this process could take part in a group: NOT_FOUND, in one line, when
+// a library, the driver or a GPU is missing.
+absl::Status CheckNccl();
+
 // OK, or ABORTED with operation, number and text.
 absl::Status CudaStatus(const CudaApi& api, const char* operation,
                         CudaResult result);

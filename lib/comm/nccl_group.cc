@@ -35,8 +35,12 @@ bool IsPowerOfTwo(int n) {
 }  // namespace
 
 NcclGroup::NcclGroup(const NcclApi& nccl, const CudaApi& cuda, int rank,
-                     int world_size)
-    : nccl_(nccl), cuda_(cuda), rank_(rank), world_size_(world_size) {}
+                     int world_size, const Notification* stop)
+    : nccl_(nccl),
+      cuda_(cuda),
+      rank_(rank),
+      world_size_(world_size),
+      stop_(stop) {}
 
 NcclGroup::~NcclGroup() { Abort(); }
 
@@ -85,14 +89,21 @@ absl::Status NcclGroup::Checked(const char* operation, CudaResult result) {
   return Die(CudaStatus(cuda_, operation, result));
 }
 
+absl::Status NcclGroup::Patience(const char* operation, MonoTime deadline) {
+  if (stop_ != nullptr && stop_->HasBeenNotified()) {
+    return Die(absl::CancelledError(
+        absl::StrCat(operation, ": this process is leaving")));
+  }
+  if (Clock::Real().Now() < deadline) return absl::OkStatus();
+  return Die(absl::DeadlineExceededError(
+      absl::StrCat(operation, ": the other ranks did not answer in time")));
+}
+
 absl::Status NcclGroup::Settle(const char* operation, NcclComm* comm,
                                NcclResult result, MonoTime deadline) {
   Pause pause;
   while (result == NcclResult::kInProgress) {
-    if (Clock::Real().Now() >= deadline) {
-      return Die(absl::DeadlineExceededError(
-          absl::StrCat(operation, ": the other ranks did not answer in time")));
-    }
+    COX_RETURN_IF_ERROR(Patience(operation, deadline));
     pause.Wait();
     MutexLock lock(&mutex_);
     if (!dead_.ok()) return dead_;
@@ -256,10 +267,7 @@ absl::Status NcclGroup::AwaitEvent(const char* operation, CudaEvent event,
       }
     }
     if (!error.ok()) return Die(error);
-    if (Clock::Real().Now() >= deadline) {
-      return Die(absl::DeadlineExceededError(
-          absl::StrCat(operation, ": the other ranks did not answer in time")));
-    }
+    COX_RETURN_IF_ERROR(Patience(operation, deadline));
     pause.Wait();
   }
 }

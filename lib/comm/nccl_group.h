@@ -20,7 +20,9 @@ namespace cox {
 
 class NcclGroup {
  public:
-  NcclGroup(const NcclApi& nccl, const CudaApi& cuda, int rank, int world_size);
+  // `stop`: NcclOptions::stop.
+  NcclGroup(const NcclApi& nccl, const CudaApi& cuda, int rank, int world_size,
+            const Notification* stop = nullptr);
   ~NcclGroup();  // aborts what was not closed
   NcclGroup(const NcclGroup&) = delete;
   NcclGroup& operator=(const NcclGroup&) = delete;
@@ -62,6 +64,8 @@ class NcclGroup {
   absl::Status Settle(const char* operation, NcclComm* comm, NcclResult result,
                       MonoTime deadline);
   absl::Status AddLevel(int color, MonoTime deadline);
+  // Ends the group when the deadline has passed or `stop_` says so.
+  absl::Status Patience(const char* operation, MonoTime deadline);
   absl::Status ErrorOf(const char* operation, NcclResult result,
                        NcclComm* comm) const;
 
@@ -69,6 +73,7 @@ class NcclGroup {
   const CudaApi cuda_;
   const int rank_;
   const int world_size_;
+  const Notification* const stop_;
   bool connected_ = false;
   bool tree_order_ = false;
   std::vector<std::unique_ptr<NcclComm*>> split_results_;

@@ -121,10 +121,16 @@ class DeviceState {
   virtual ~DeviceState() = default;
   // Copies the gradients aside; `place` counts from 0, used ones are reused.
   virtual absl::Status KeepGradients(size_t place) = 0;
-  // gradients := kept + gradients.
-  virtual absl::Status AddKeptGradients(size_t place) = 0;
-  // As Collective::AllReduceSum.
-  virtual absl::Status AllReduceGradients(Collective& group) = 0;
+  // gradients := kept + gradients, of floats begin .. begin + count - 1.
+  virtual absl::Status AddKeptGradients(size_t place, size_t begin,
+                                        size_t count) = 0;
+  // Starts Collective::AllReduceSum of that range, behind what was computed so
+  // far; may wait for it, too. All ranks start the same ranges in the same
+  // order, and call nothing else of the group before WaitAllReduce().
+  virtual absl::Status StartAllReduce(Collective& group, size_t begin,
+                                      size_t count) = 0;
+  // Until all that was started is done.
+  virtual absl::Status WaitAllReduce(Collective& group) = 0;
   // Sum of squares in float64; NaN or infinite if a gradient is.
   virtual absl::StatusOr<double> SquaredGradientNorm() = 0;
   // AdamUpdate of floats begin .. begin + count - 1.
@@ -167,6 +173,15 @@ class TrainEngine : public ScoreEngine {
                                         const ScalarLoss& loss) = 0;
   virtual absl::Status AccumulateScores(const TokenBatch& batch,
                                         const ScalarLoss& loss) = 0;
+
+  // `ready` is told a place in layout().tensors when nothing more will be added
+  // to that gradient: by the Accumulate call after LastPass(), from the thread
+  // that computes, one call at a time. An engine may tell of some tensors only.
+  // Null: nobody listens any more. While somebody does, no pass may follow the
+  // last one.
+  using GradientReady = std::function<void(size_t tensor)>;
+  virtual void OnGradientReady(GradientReady /*ready*/) {}
+  virtual void LastPass() {}
 };
 
 }  // namespace cox

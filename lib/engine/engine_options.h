@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+struct CoxGpuApi;  // lib/gpu/api.h
+
 namespace cox {
 
 struct EngineOptions {
@@ -22,6 +24,9 @@ struct EngineOptions {
   // loops, and a trainer's state apart from the host's (DeviceState). So a
   // machine without a GPU tests what one with a GPU runs.
   bool portable = false;
+  // With `portable`, for tests: functions that stand for the plugin's and work
+  // on host memory.
+  const CoxGpuApi* kernels = nullptr;
   // Upper bound of rows * vocabulary held as logits at once.
   int64_t max_logit_elements = int64_t{1} << 24;
   // LibTorch's blocked attention kernel, or the plain formula.

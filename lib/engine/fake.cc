@@ -218,6 +218,7 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
     LogprobGradient gradient;
     gradient.logprobs.assign(batch.ids.size(), 0.0f);
     COX_RETURN_IF_ERROR(loss(out, &gradient));
+    COX_RETURN_IF_ERROR(CheckPass());
     if (gradient.logprobs.size() != batch.ids.size() ||
         (!gradient.entropies.empty() &&
          gradient.entropies.size() != batch.ids.size())) {
@@ -239,6 +240,7 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
       network_.BackwardLogits(parameters_, gradients_, batch.ids[i],
                               Position(batch, i), dz);
     }
+    TellReady();
     return absl::OkStatus();
   }
   absl::Status AccumulateValues(const TokenBatch& batch,
@@ -247,11 +249,13 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
     COX_ASSIGN_OR_RETURN(std::vector<float> out, Values(batch));
     std::vector<float> gradient(out.size(), 0.0f);
     COX_RETURN_IF_ERROR(loss(out, gradient));
+    COX_RETURN_IF_ERROR(CheckPass());
     for (size_t i = 0; i < out.size(); ++i) {
       if (!Real(batch, i)) continue;
       network_.BackwardValue(parameters_, gradients_, batch.ids[i],
                              Position(batch, i), double{gradient[i]});
     }
+    TellReady();
     return absl::OkStatus();
   }
   absl::Status AccumulateScores(const TokenBatch& batch,
@@ -260,16 +264,34 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
     COX_ASSIGN_OR_RETURN(std::vector<float> out, Scores(batch));
     std::vector<float> gradient(out.size(), 0.0f);
     COX_RETURN_IF_ERROR(loss(out, gradient));
+    COX_RETURN_IF_ERROR(CheckPass());
     for (int64_t b = 0; b < batch.batch; ++b) {
       const size_t i = Last(batch, b);
       network_.BackwardValue(parameters_, gradients_, batch.ids[i],
                              Position(batch, i),
                              double{gradient[static_cast<size_t>(b)]});
     }
+    TellReady();
     return absl::OkStatus();
   }
 
+  void OnGradientReady(GradientReady ready) override {
+    ready_ = std::move(ready);
+    last_pass_ = told_ = false;
+  }
+  void LastPass() override { last_pass_ = true; }
+
  private:
+  absl::Status CheckPass() const {
+    if (!told_) return absl::OkStatus();
+    return absl::InternalError("fake engine: a pass after the last one");
+  }
+  // Of all tensors, as a backward pass would: the last ones first.
+  void TellReady() {
+    if (!ready_ || !last_pass_) return;
+    for (size_t i = layout_.tensors.size(); i > 0; --i) ready_(i - 1);
+    told_ = true;
+  }
   static absl::Status CheckDropout(const TokenBatch& batch) {
     if (batch.dropout == 0) return absl::OkStatus();
     return absl::UnimplementedError("fake engine: there is no dropout");
@@ -310,6 +332,9 @@ class FakeEngine : public PolicyEngine, public TrainEngine {
   Manifest layout_;
   std::vector<float> parameters_;
   std::vector<float> gradients_;
+  GradientReady ready_;
+  bool last_pass_ = false;
+  bool told_ = false;
 };
 
 }  // namespace

@@ -15,7 +15,7 @@ extern "C" {
 
 // One more for every incompatible change. A plugin of another version is
 // refused.
-#define COX_GPU_API_VERSION 1
+#define COX_GPU_API_VERSION 2
 
 enum CoxGpuType { COX_GPU_F32 = 0, COX_GPU_BF16 = 1 };
 
@@ -98,12 +98,12 @@ struct CoxGpuApi {
   int (*describe_device)(char* text, int64_t size);
   void* (*current_stream)(void);
   void (*synchronize)(void);
-  // CUDA graphs: what LibTorch and the functions above launch between begin and
-  // end is recorded, not run; memory allocated meanwhile belongs to the graph.
-  // Null or nonzero: see graph_error.
+  // CUDA graphs: what LibTorch and the functions above launch while `body` is
+  // called is recorded, not run; memory allocated meanwhile belongs to the
+  // graph. `body` returns 0 or, to give up, anything else; `context` lives as
+  // long as the graph. Null or nonzero: see graph_error.
   void* (*graph_new)(void);
-  int (*graph_begin)(void* graph);
-  int (*graph_end)(void* graph);
+  int (*graph_record)(void* graph, int (*body)(void* context), void* context);
   int (*graph_replay)(void* graph);
   void (*graph_delete)(void* graph);
   const char* (*graph_error)(void);

@@ -1,10 +1,9 @@
-// Fused kernels: launches of the arithmetic in sample_math.h and kernel_math.h.
+// Fused kernels: launches of what kernel_rows.h does with a row.
 
 #include <cuda_runtime.h>
 
-#include "lib/gpu/kernel_math.h"
+#include "lib/gpu/kernel_rows.h"
 #include "lib/gpu/kernels.h"
-#include "lib/gpu/sample_math.h"
 
 namespace cox::gpu {
 namespace {
@@ -75,33 +74,7 @@ class DeviceBlock {
 
 __global__ void SampleKernel(CoxGpuSample batch) {
   __shared__ double shared[kMaxThreads / kWarp];
-  const DeviceBlock block(shared);
-  const int64_t row = blockIdx.x;
-  float* logits = batch.device_logits + row * batch.vocab;
-  const int64_t step = batch.device_steps[row];
-  for (int64_t i = block.rank(); i < batch.forbidden; i += block.threads()) {
-    logits[batch.device_forbidden[i]] = -INFINITY;
-  }
-  if (step < batch.device_min_new[row]) {
-    for (int64_t i = block.rank(); i < batch.eos; i += block.threads()) {
-      logits[batch.device_eos[i]] = -INFINITY;
-    }
-  }
-  __syncthreads();
-  SampleArgs args;
-  args.vocab = batch.vocab;
-  args.temperature = batch.temperature;
-  args.top_k = batch.top_k;
-  args.top_p = batch.top_p;
-  args.min_p = batch.min_p;
-  args.uniform =
-      Uniform(batch.seed, batch.device_prompt_ids[row],
-              batch.device_sample_indices[row], static_cast<uint64_t>(step));
-  const Sampled drawn = Sample(block, logits, args);
-  if (block.rank() == 0) {
-    batch.device_tokens[row] = drawn.valid ? drawn.token : -1;
-    batch.device_logprobs[row] = static_cast<float>(drawn.logprob);
-  }
+  DrawRow(DeviceBlock(shared), batch, int64_t{blockIdx.x});
 }
 
 template <typename T>
@@ -114,61 +87,24 @@ __global__ void RmsNormKernel(const T* x, const float* weight, int64_t width,
 }
 
 template <typename T>
-__global__ void RotaryCacheKernel(CoxGpuRotaryCache a) {
+__global__ void RotaryCacheKernel(CoxGpuRotaryCache args) {
   __shared__ double shared[kMaxThreads / kWarp];
-  const int64_t row = blockIdx.x;
-  const int64_t kv_width = a.kv_heads * a.head_dim;
-  RotaryRow<T> r;
-  r.q = static_cast<T*>(a.device_q) + row * a.heads * a.head_dim;
-  r.k = static_cast<const T*>(a.device_k) + row * kv_width;
-  r.v = static_cast<const T*>(a.device_v) + row * kv_width;
-  const bool rotary = a.device_cos != nullptr;
-  r.cos = rotary ? a.device_cos + row * a.head_dim : nullptr;
-  r.sin = rotary ? a.device_sin + row * a.head_dim : nullptr;
-  r.heads = a.heads;
-  r.slot = row;
-  r.position = a.device_positions[row];
-  const CacheView<T> cache = {static_cast<T*>(a.device_keys),
-                              static_cast<T*>(a.device_values), a.kv_heads,
-                              a.capacity, a.head_dim};
-  RotateAndCache(DeviceBlock(shared), r, cache);
+  RotaryCacheRow<T>(DeviceBlock(shared), args, int64_t{blockIdx.x});
 }
 
 template <typename T>
-__global__ void AttendKernel(CoxGpuAttend a) {
+__global__ void AttendKernel(CoxGpuAttend args) {
   __shared__ double shared[kMaxThreads / kWarp];
   extern __shared__ float scores[];
-  const int64_t row = blockIdx.x;
-  const int64_t head = blockIdx.y;
-  const int64_t kv_head = head / (a.heads / a.kv_heads);
-  const int64_t base = (row * a.kv_heads + kv_head) * a.capacity * a.head_dim;
-  const int64_t at = (row * a.heads + head) * a.head_dim;
-  AttendArgs<T> args;
-  args.q = static_cast<const T*>(a.device_q) + at;
-  args.keys = static_cast<const T*>(a.device_keys) + base;
-  args.values = static_cast<const T*>(a.device_values) + base;
-  args.length = a.device_positions[row] + 1;
-  args.head_dim = a.head_dim;
-  args.scale = a.scale;
-  args.scores = scores;
-  args.out = static_cast<T*>(a.device_out) + at;
-  AttendHead(DeviceBlock(shared), args);
+  AttendRow<T>(DeviceBlock(shared), args, int64_t{blockIdx.x},
+               int64_t{blockIdx.y}, scores);
 }
 
-struct Factors {
-  float keep, beta1, beta2, take1, take2, grad_scale, root_scale, rate, eps;
-};
-
-__global__ void AdamKernel(CoxGpuAdam a) {
-  const Factors f = {a.keep,       a.beta1,      a.beta2, a.take1, a.take2,
-                     a.grad_scale, a.root_scale, a.rate,  a.eps};
+__global__ void AdamKernel(CoxGpuAdam args) {
   const int64_t stride = int64_t{gridDim.x} * blockDim.x;
-  Bf16* copy = static_cast<Bf16*>(a.device_bf16);
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.count;
-       i += stride) {
-    AdamElement(f, a.device_gradients[i], &a.device_parameters[i],
-                &a.device_m[i], &a.device_v[i],
-                copy == nullptr ? nullptr : &copy[i]);
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       i < args.count; i += stride) {
+    AdamAt(args, i);
   }
 }
 

@@ -3,8 +3,6 @@
 
 #include <cstdio>
 #include <exception>
-#include <memory>
-#include <optional>
 #include <string>
 
 #include "ATen/cuda/CUDAGraph.h"
@@ -23,7 +21,6 @@ thread_local std::string graph_error_text;
 struct Graph {
   Graph() : stream(c10::cuda::getStreamFromPool()) {}
   c10::cuda::CUDAStream stream;
-  std::optional<c10::cuda::CUDAStreamGuard> recording;
   at::cuda::CUDAGraph graph;
 };
 
@@ -44,20 +41,17 @@ void* GraphNew() {
   return graph;
 }
 
-int GraphBegin(void* graph) {
+int GraphRecord(void* graph, int (*body)(void*), void* context) {
   Graph* g = static_cast<Graph*>(graph);
-  return Guarded([g] {
-    cudaDeviceSynchronize();
-    g->recording.emplace(g->stream);
-    g->graph.capture_begin();
-  });
-}
-
-int GraphEnd(void* graph) {
-  Graph* g = static_cast<Graph*>(graph);
+  cudaDeviceSynchronize();
+  const c10::cuda::CUDAStreamGuard recording(g->stream);
+  const int begun = Guarded([g] { g->graph.capture_begin(); });
+  if (begun != 0) return begun;
+  const int called = body(context);
+  if (called != 0) graph_error_text = "the recorded body failed";
+  // A recording always ends, or this thread could launch nothing any more.
   const int ended = Guarded([g] { g->graph.capture_end(); });
-  g->recording.reset();
-  return ended;
+  return called != 0 ? called : ended;
 }
 
 int GraphReplay(void* graph) {
@@ -101,8 +95,7 @@ constexpr CoxGpuApi kApi = {
     .current_stream = CurrentStream,
     .synchronize = Synchronize,
     .graph_new = GraphNew,
-    .graph_begin = GraphBegin,
-    .graph_end = GraphEnd,
+    .graph_record = GraphRecord,
     .graph_replay = GraphReplay,
     .graph_delete = GraphDelete,
     .graph_error = GraphError,

@@ -1,6 +1,7 @@
 #include "lib/model/device_state.h"
 
 #include <limits>
+#include <utility>
 
 #include "ATen/ops/from_blob.h"
 #include "ATen/ops/zeros.h"
@@ -8,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "c10/core/GradMode.h"
 #include "lib/comm/nccl.h"
-#include "lib/gpu/loader.h"
 #include "lib/model/guard.h"
 
 namespace cox {
@@ -24,21 +24,22 @@ absl::Status Launched(const CoxGpuApi& api, int error) {
   return absl::InternalError(absl::StrCat("GPU: ", api.error_text(error)));
 }
 
-// Null unless `tensor` is on a GPU.
-const CoxGpuApi* KernelsFor(const at::Tensor& tensor) {
-  if (!tensor.is_cuda()) return nullptr;
-  const auto api = LoadGpu();
-  return api.ok() ? *api : nullptr;
-}
-
 }  // namespace
 
-TensorState::TensorState(int64_t floats, at::Device device) {
-  const auto kind = at::TensorOptions(device).dtype(at::kFloat);
-  parameters_ = at::zeros({floats}, kind);
-  gradients_ = at::zeros({floats}, kind);
-  m_ = at::zeros({floats}, kind);
-  v_ = at::zeros({floats}, kind);
+TensorState::TensorState(int64_t floats, const Kind& kind)
+    : kernels_(kind.kernels) {
+  const auto type = at::TensorOptions(kind.device).dtype(at::kFloat);
+  parameters_ = at::zeros({floats}, type);
+  gradients_ = at::zeros({floats}, type);
+  m_ = at::zeros({floats}, type);
+  v_ = at::zeros({floats}, type);
+  if (kind.bf16_copy) {
+    rounded_ = at::zeros({floats}, type.dtype(at::kBFloat16));
+  }
+}
+
+void TensorState::CopyRounded() {
+  if (rounded_.defined()) rounded_.copy_(parameters_);
 }
 
 std::span<float> TensorState::HostParameters() {
@@ -63,6 +64,7 @@ void TensorState::Upload() {
   if (!upload_) return;
   c10::AutoGradMode no_grad(false);
   parameters_.copy_(HostView(host_parameters_.data(), host_parameters_.size()));
+  CopyRounded();
   upload_ = false;
 }
 
@@ -75,47 +77,62 @@ absl::Status TensorState::KeepGradients(size_t place) {
   });
 }
 
-absl::Status TensorState::AddKeptGradients(size_t place) {
+at::Tensor TensorState::GradientRange(size_t begin, size_t count) {
+  return gradients_.narrow(0, static_cast<int64_t>(begin),
+                           static_cast<int64_t>(count));
+}
+
+absl::Status TensorState::AddKeptGradients(size_t place, size_t begin,
+                                           size_t count) {
   return Guard("adding gradients", [&]() -> absl::Status {
     COX_CHECK(place < kept_.size());
-    gradients_.add_(kept_[place]);
+    GradientRange(begin, count)
+        .add_(kept_[place].narrow(0, static_cast<int64_t>(begin),
+                                  static_cast<int64_t>(count)));
     return absl::OkStatus();
   });
 }
 
-absl::Status TensorState::AllReduceGradients(Collective& group) {
-  if (group.world_size() == 1) return absl::OkStatus();
+absl::Status TensorState::StartAllReduce(Collective& group, size_t begin,
+                                         size_t count) {
   return Guard("all-reduce", [&]() -> absl::Status {
+    at::Tensor range = GradientRange(begin, count);
     auto* nccl = dynamic_cast<NcclCollective*>(&group);
-    const CoxGpuApi* api = KernelsFor(gradients_);
-    if (nccl != nullptr && api != nullptr) {
+    if (nccl != nullptr && kernels_ != nullptr) {
       NcclCall call;
-      call.out = gradients_.data_ptr<float>();
-      call.count = static_cast<size_t>(gradients_.numel());
-      call.producer = api->current_stream();
-      COX_ASSIGN_OR_RETURN(const int64_t ticket, nccl->Start(call));
-      return nccl->Wait(ticket);
+      call.out = range.data_ptr<float>();
+      call.count = count;
+      call.producer = kernels_->current_stream();
+      COX_ASSIGN_OR_RETURN(ticket_, nccl->Start(call));
+      return absl::OkStatus();
     }
-    std::span<float> host = HostGradients();
+    host_gradients_.resize(static_cast<size_t>(gradients_.numel()));
+    const std::span<float> host =
+        std::span(host_gradients_).subspan(begin, count);
+    HostView(host.data(), count).copy_(range);
     COX_RETURN_IF_ERROR(group.AllReduceSum(host));
-    gradients_.copy_(HostView(host.data(), host.size()));
+    range.copy_(HostView(host.data(), count));
     return absl::OkStatus();
   });
+}
+
+absl::Status TensorState::WaitAllReduce(Collective& group) {
+  if (ticket_ == 0) return absl::OkStatus();
+  return dynamic_cast<NcclCollective&>(group).Wait(std::exchange(ticket_, 0));
 }
 
 absl::StatusOr<double> TensorState::SquaredGradientNorm() {
   return Guard("gradient norm", [&]() -> absl::StatusOr<double> {
-    const CoxGpuApi* api = KernelsFor(gradients_);
-    if (api == nullptr) {
+    if (kernels_ == nullptr) {
       return SquaredNorm(std::span<const float>(HostGradients()));
     }
     const at::Tensor sums =
         at::zeros({1025}, gradients_.options().dtype(at::kDouble));
     double* sum = sums.data_ptr<double>();
     COX_RETURN_IF_ERROR(Launched(
-        *api,
-        api->squared_norm(gradients_.data_ptr<float>(), gradients_.numel(),
-                          sum + 1, sum, api->current_stream())));
+        *kernels_,
+        kernels_->squared_norm(gradients_.data_ptr<float>(), gradients_.numel(),
+                               sum + 1, sum, kernels_->current_stream())));
     return sums.narrow(0, 0, 1).item<double>();
   });
 }
@@ -126,12 +143,15 @@ absl::Status TensorState::AdamUpdate(size_t begin, size_t count,
     Upload();
     const int64_t at = static_cast<int64_t>(begin);
     const int64_t n = static_cast<int64_t>(count);
-    if (const CoxGpuApi* api = KernelsFor(parameters_)) {
+    if (kernels_ != nullptr) {
       CoxGpuAdam args = {};
       args.device_parameters = parameters_.data_ptr<float>() + at;
       args.device_gradients = gradients_.data_ptr<float>() + at;
       args.device_m = m_.data_ptr<float>() + at;
       args.device_v = v_.data_ptr<float>() + at;
+      if (rounded_.defined()) {
+        args.device_bf16 = rounded_.data_ptr<at::BFloat16>() + at;
+      }
       args.count = n;
       args.keep = f.keep;
       args.beta1 = f.beta1;
@@ -142,7 +162,8 @@ absl::Status TensorState::AdamUpdate(size_t begin, size_t count,
       args.root_scale = f.root_scale;
       args.rate = f.rate;
       args.eps = f.eps;
-      return Launched(*api, api->adam(&args, api->current_stream()));
+      return Launched(*kernels_,
+                      kernels_->adam(&args, kernels_->current_stream()));
     }
     // The order of operations is that of lib/algo/optim.cc.
     const auto of = [&](at::Tensor& flat) { return flat.narrow(0, at, n); };
@@ -156,6 +177,7 @@ absl::Status TensorState::AdamUpdate(size_t begin, size_t count,
             .add_(f.eps)
             .clamp_min_(std::numeric_limits<float>::min());
     p.mul_(f.keep).sub_(m.div(divisor).mul_(f.rate));
+    if (rounded_.defined()) of(rounded_).copy_(p);
     return absl::OkStatus();
   });
 }

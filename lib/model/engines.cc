@@ -8,6 +8,8 @@
 #include "lib/model/device_state.h"
 #include "lib/model/guard.h"
 #include "lib/model/torch_model.h"
+#include "torch/csrc/autograd/function_hook.h"
+#include "torch/csrc/autograd/variable.h"
 
 namespace cox {
 namespace {
@@ -43,7 +45,8 @@ class TorchScoreEngine : public ScoreEngine {
 // directly (language_head.h).
 class TorchTrainEngine : public TrainEngine {
  public:
-  explicit TorchTrainEngine(const EngineOptions& options) : model_(options) {}
+  TorchTrainEngine(const EngineOptions& options, const CoxGpuApi* kernels)
+      : model_(options), kernels_(kernels) {}
 
   absl::Status Load(std::shared_ptr<const Snapshot> snapshot) override {
     return Guard("load", [&] { return DoLoad(*snapshot); });
@@ -120,7 +123,41 @@ class TorchTrainEngine : public TrainEngine {
     });
   }
 
+  void OnGradientReady(GradientReady ready) override {
+    ready_ = std::move(ready);
+    last_pass_ = LastPassIs::kAhead;
+  }
+  void LastPass() override { last_pass_ = LastPassIs::kNext; }
+
  private:
+  enum class LastPassIs { kAhead, kNext, kUnderWay, kOver };
+
+  // Called by autograd when it has added to the gradient of a tensor, once per
+  // pass.
+  class Tell : public torch::autograd::PostAccumulateGradHook {
+   public:
+    Tell(TorchTrainEngine* engine, size_t tensor)
+        : engine_(engine), tensor_(tensor) {}
+    void operator()(const at::Tensor&) override { engine_->Told(tensor_); }
+
+   private:
+    TorchTrainEngine* engine_;
+    size_t tensor_;
+  };
+  void Told(size_t tensor) {
+    if (last_pass_ == LastPassIs::kUnderWay && ready_) ready_(tensor);
+  }
+  // Around a pass that adds gradients.
+  absl::Status Begin() {
+    if (last_pass_ == LastPassIs::kOver && ready_) {
+      return absl::InternalError("training: a pass after the last one");
+    }
+    if (last_pass_ == LastPassIs::kNext) last_pass_ = LastPassIs::kUnderWay;
+    return absl::OkStatus();
+  }
+  void End() {
+    if (last_pass_ == LastPassIs::kUnderWay) last_pass_ = LastPassIs::kOver;
+  }
   // Which grid slots the scalar head reads, and which entry of an output of
   // `size` each of them is.
   struct ScalarSlots {
@@ -155,6 +192,7 @@ class TorchTrainEngine : public TrainEngine {
       view.requires_grad_(true);
       view.mutable_grad() =
           FloatView(gradients->floats().data() + at, tensor.shape);
+      Watch(view, i);
       views.push_back(std::move(view));
     }
     model_.Adopt(config, std::move(views));
@@ -164,13 +202,20 @@ class TorchTrainEngine : public TrainEngine {
     return absl::OkStatus();
   }
 
+  void Watch(const at::Tensor& parameter, size_t tensor) {
+    torch::autograd::impl::set_post_acc_grad_hooks(
+        parameter, std::make_unique<Tell>(this, tensor));
+  }
+
   absl::Status LoadOnDevice(const ModelConfig& config, Manifest layout,
                             const std::vector<at::Tensor>& source) {
     c10::AutoGradMode no_grad(false);
     auto state = std::make_unique<TensorState>(
         static_cast<int64_t>(layout.arena_bytes / sizeof(float)),
-        DeviceOf(model_.options()));
-    std::vector<at::Tensor> views;
+        TensorState::Kind{.device = DeviceOf(model_.options()),
+                          .kernels = kernels_,
+                          .bf16_copy = model_.options().dtype == "bf16"});
+    std::vector<at::Tensor> views, copies;
     for (size_t i = 0; i < layout.tensors.size(); ++i) {
       const TensorInfo& tensor = layout.tensors[i];
       const auto part = [&tensor](at::Tensor& flat) {
@@ -184,9 +229,12 @@ class TorchTrainEngine : public TrainEngine {
       view.copy_(source[i]);
       view.requires_grad_(true);
       view.mutable_grad() = part(state->gradients());
+      Watch(view, i);
       views.push_back(std::move(view));
+      if (state->rounded().defined()) copies.push_back(part(state->rounded()));
     }
-    model_.Adopt(config, std::move(views));
+    state->CopyRounded();
+    model_.Adopt(config, std::move(views), std::move(copies));
     layout_ = std::move(layout);
     state_ = std::move(state);
     return absl::OkStatus();
@@ -225,7 +273,11 @@ class TorchTrainEngine : public TrainEngine {
           "loss: expected ", batch.ids.size(), " gradients, found ",
           gradient.logprobs.size(), " and ", gradient.entropies.size()));
     }
-    if (scored.slots.empty()) return absl::OkStatus();
+    COX_RETURN_IF_ERROR(Begin());
+    if (scored.slots.empty()) {
+      End();
+      return absl::OkStatus();
+    }
     LanguageHead::Gradient rows_gradient;
     for (int64_t slot : scored.slots) {
       const size_t i = static_cast<size_t>(slot);
@@ -238,7 +290,15 @@ class TorchTrainEngine : public TrainEngine {
     if (network->head_bias().defined()) {
       rows_gradient.bias = network->head_bias().grad();
     }
-    states.backward(head.Backward(rows_gradient).to(states.scalar_type()));
+    const at::Tensor gradient_of_states = head.Backward(rows_gradient);
+    if (!model_.config().tied_embeddings) {
+      // Autograd knows nothing of the head. It is the layout's end.
+      const size_t count = layout_.tensors.size();
+      Told(count - 1);
+      if (network->head_bias().defined()) Told(count - 2);
+    }
+    states.backward(gradient_of_states.to(states.scalar_type()));
+    End();
     return absl::OkStatus();
   }
 
@@ -263,16 +323,21 @@ class TorchTrainEngine : public TrainEngine {
       output[static_cast<size_t>(slots.entries[r])] = values[r];
     }
     COX_RETURN_IF_ERROR(loss(output, gradient));
+    COX_RETURN_IF_ERROR(Begin());
     std::vector<float> row_gradient;
     for (int64_t entry : slots.entries) {
       row_gradient.push_back(gradient[static_cast<size_t>(entry)]);
     }
     out.backward(
         FloatView(row_gradient.data(), {out.size(0)}).to(out.device()));
+    End();
     return absl::OkStatus();
   }
 
   TorchModel model_;
+  const CoxGpuApi* kernels_;
+  GradientReady ready_;
+  LastPassIs last_pass_ = LastPassIs::kAhead;
   Manifest layout_;
   std::unique_ptr<Arena> parameters_;
   std::unique_ptr<Arena> gradients_;
@@ -290,7 +355,8 @@ absl::StatusOr<std::unique_ptr<ScoreEngine>> MakeScoreEngine(
 absl::StatusOr<std::unique_ptr<TrainEngine>> MakeTrainEngine(
     const EngineOptions& options) {
   COX_RETURN_IF_ERROR(CheckEngineOptions(options));
-  return std::unique_ptr<TrainEngine>(new TorchTrainEngine(options));
+  COX_ASSIGN_OR_RETURN(const CoxGpuApi* kernels, KernelsOf(options));
+  return std::unique_ptr<TrainEngine>(new TorchTrainEngine(options, kernels));
 }
 
 }  // namespace cox

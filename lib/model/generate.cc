@@ -1,12 +1,12 @@
 // PolicyEngine: KV-cached decoding.
 
 #include <algorithm>
-#include <map>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
 #include "c10/core/GradMode.h"
 #include "lib/engine/generate_rows.h"
+#include "lib/model/decode_pool.h"
 #include "lib/model/guard.h"
 #include "lib/model/kv_cache.h"
 #include "lib/model/linear.h"
@@ -84,7 +84,7 @@ class Generation {
     size.positions = prompt_lengths_.back() + request.max_new_tokens - 1;
     cache_ = std::make_unique<KvCache>(shape_, size);
     if (model.config().family == ModelFamily::kInstructEncdec) {
-      FindMemories();
+      memories_ = FindMemories(request.instructions, order_);
       size.slots = static_cast<int64_t>(memories_.lengths.size());
       size.positions = memories_.lengths.back();
       cross_cache_ = std::make_unique<KvCache>(shape_, size);
@@ -145,30 +145,11 @@ class Generation {
     return Sample(slots, states.index_select(0, IndexTensor(last)));
   }
 
-  // Distinct instructions, shortest first, so that equal lengths are
-  // neighbours: the samples of a prompt share one memory.
-  void FindMemories() {
-    using Key = std::pair<size_t, std::vector<int32_t>>;
-    std::map<Key, std::vector<size_t>> slots;
-    for (size_t s = 0; s < order_.size(); ++s) {
-      const std::vector<int32_t>& ids = request_.instructions[order_[s]];
-      slots[Key(ids.size(), ids)].push_back(s);
-    }
-    memories_.of_slot.resize(order_.size());
-    for (const auto& [key, users] : slots) {
-      for (size_t s : users) {
-        memories_.of_slot[s] = static_cast<int64_t>(memory_rows_.size());
-      }
-      memories_.lengths.push_back(static_cast<int64_t>(key.first));
-      memory_rows_.push_back(order_[users.front()]);
-    }
-  }
-
   // Encoder states of the memories, packed (filler rows at the end).
   at::Tensor EncodeInstructions() {
     PackedAttention attention(shape_, memories_.lengths, /*causal=*/false);
     return network_->Encode(
-        PackSequences(request_.instructions, memory_rows_, multiple_),
+        PackSequences(request_.instructions, memories_.rows, multiple_),
         attention);
   }
 
@@ -196,16 +177,15 @@ class Generation {
   GenerateRows rows_;
   std::vector<size_t> order_;
   std::vector<int64_t> prompt_lengths_;  // per slot
-  // Encoder-decoder only; a request row with each memory's instruction.
-  Memories memories_;
-  std::vector<size_t> memory_rows_;
+  Memories memories_;                    // encoder-decoder only
   std::unique_ptr<KvCache> cache_;
   std::unique_ptr<KvCache> cross_cache_;
 };
 
 class TorchPolicyEngine : public PolicyEngine {
  public:
-  explicit TorchPolicyEngine(const EngineOptions& options) : model_(options) {}
+  TorchPolicyEngine(const EngineOptions& options, const CoxGpuApi* kernels)
+      : model_(options), pool_(kernels) {}
   absl::Status Load(std::shared_ptr<const Snapshot> snapshot) override {
     return Guard("load", [&] { return model_.Load(std::move(snapshot)); });
   }
@@ -231,7 +211,7 @@ class TorchPolicyEngine : public PolicyEngine {
       if (request.prompts.empty()) return GenerateResult();
       c10::AutoGradMode no_grad(false);
       if (IsPortable(model_.options())) {
-        return StaticGenerate(model_, request);
+        return StaticGenerate(model_, request, &pool_);
       }
       return Generation(model_, request).Run();
     });
@@ -239,6 +219,7 @@ class TorchPolicyEngine : public PolicyEngine {
 
  private:
   TorchModel model_;
+  DecodePool pool_;  // of static generation only
 };
 
 }  // namespace
@@ -246,7 +227,8 @@ class TorchPolicyEngine : public PolicyEngine {
 absl::StatusOr<std::unique_ptr<PolicyEngine>> MakePolicyEngine(
     const EngineOptions& options) {
   COX_RETURN_IF_ERROR(CheckEngineOptions(options));
-  return std::unique_ptr<PolicyEngine>(new TorchPolicyEngine(options));
+  COX_ASSIGN_OR_RETURN(const CoxGpuApi* kernels, KernelsOf(options));
+  return std::unique_ptr<PolicyEngine>(new TorchPolicyEngine(options, kernels));
 }
 
 }  // namespace cox

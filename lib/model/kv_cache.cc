@@ -1,6 +1,8 @@
 #include "lib/model/kv_cache.h"
 
 #include <algorithm>
+#include <map>
+#include <utility>
 
 #include "ATen/ops/zeros.h"
 #include "ATen/ops/zeros_like.h"
@@ -62,6 +64,56 @@ float* KvCache::values(int64_t layer, int64_t slot) {
   return all.data_ptr<float>() + slot * all.stride(0);
 }
 
+Memories FindMemories(const std::vector<std::vector<int32_t>>& instructions,
+                      const std::vector<size_t>& order) {
+  using Key = std::pair<size_t, std::vector<int32_t>>;
+  std::map<Key, std::vector<size_t>> slots;
+  for (size_t s = 0; s < order.size(); ++s) {
+    const std::vector<int32_t>& ids = instructions[order[s]];
+    slots[Key(ids.size(), ids)].push_back(s);
+  }
+  Memories memories;
+  memories.of_slot.resize(order.size());
+  for (const auto& [key, users] : slots) {
+    for (size_t s : users) {
+      memories.of_slot[s] = static_cast<int64_t>(memories.rows.size());
+    }
+    memories.lengths.push_back(static_cast<int64_t>(key.first));
+    memories.rows.push_back(order[users.front()]);
+  }
+  return memories;
+}
+
+at::Tensor AttendToMemories(const AttentionShape& shape,
+                            const std::vector<int64_t>& prompt_lengths,
+                            const Memories& memories,
+                            const AttentionBackend::Input& input) {
+  std::vector<at::Tensor> keys, values;  // [1, heads, length, head_dim] each
+  int64_t memory_row = 0;
+  for (const int64_t length : memories.lengths) {
+    keys.push_back(
+        OneSequence(input.k.narrow(0, memory_row, length), shape.head_dim));
+    values.push_back(
+        OneSequence(input.v.narrow(0, memory_row, length), shape.head_dim));
+    memory_row += length;
+  }
+  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
+  int64_t row = 0;
+  for (size_t slot = 0; slot < prompt_lengths.size(); ++slot) {
+    const int64_t length = prompt_lengths[slot];
+    const size_t memory = static_cast<size_t>(memories.of_slot[slot]);
+    AttentionBackend::Input heads = input;
+    heads.q = OneSequence(input.q.narrow(0, row, length), shape.head_dim);
+    heads.k = keys[memory];
+    heads.v = values[memory];
+    at::Tensor attended = ScaledAttention(shape, heads, AttentionMask());
+    out.narrow(0, row, length)
+        .copy_(attended.transpose(1, 2).reshape({length, -1}));
+    row += length;
+  }
+  return out;
+}
+
 at::Tensor PrefillAttention::Self(const Input& input) {
   FillPacked(cache_, input.layer, lengths(), input.k, input.v);
   return PackedAttention::Self(input);
@@ -69,36 +121,8 @@ at::Tensor PrefillAttention::Self(const Input& input) {
 
 at::Tensor PrefillAttention::Cross(const Input& input) {
   COX_CHECK(cross_cache_ != nullptr);
-  std::vector<at::Tensor> keys, values;  // [1, heads, length, head_dim] each
-  int64_t memory_row = 0;
-  for (size_t m = 0; m < memories_->lengths.size(); ++m) {
-    KvCache::Block block;
-    block.layer = input.layer;
-    block.first_slot = static_cast<int64_t>(m);
-    block.count = 1;
-    block.length = memories_->lengths[m];
-    const at::Tensor k = input.k.narrow(0, memory_row, block.length);
-    const at::Tensor v = input.v.narrow(0, memory_row, block.length);
-    cross_cache_->Fill(block, k, v);
-    keys.push_back(OneSequence(k, shape().head_dim));
-    values.push_back(OneSequence(v, shape().head_dim));
-    memory_row += block.length;
-  }
-  at::Tensor out = at::zeros_like(input.q, at::MemoryFormat::Contiguous);
-  int64_t row = 0;
-  for (size_t slot = 0; slot < lengths().size(); ++slot) {
-    const int64_t length = lengths()[slot];
-    const size_t memory = static_cast<size_t>(memories_->of_slot[slot]);
-    Input heads = input;
-    heads.q = OneSequence(input.q.narrow(0, row, length), shape().head_dim);
-    heads.k = keys[memory];
-    heads.v = values[memory];
-    at::Tensor attended = ScaledAttention(shape(), heads, AttentionMask());
-    out.narrow(0, row, length)
-        .copy_(attended.transpose(1, 2).reshape({length, -1}));
-    row += length;
-  }
-  return out;
+  FillPacked(cross_cache_, input.layer, memories_->lengths, input.k, input.v);
+  return AttendToMemories(shape(), lengths(), *memories_, input);
 }
 
 DecodeAttention::DecodeAttention(const AttentionShape& shape, KvCache* cache,

@@ -72,7 +72,18 @@ void FillPacked(Cache* cache, int64_t layer,
 struct Memories {
   std::vector<int64_t> lengths;  // rows of each, packed in this order
   std::vector<int64_t> of_slot;  // index into `lengths`
+  std::vector<size_t> rows;      // a request row with each one's instruction
 };
+// Of a request whose row order[s] is in slot s. Shortest first, so that equal
+// lengths are neighbours.
+Memories FindMemories(const std::vector<std::vector<int32_t>>& instructions,
+                      const std::vector<size_t>& order);
+// Prompts, packed by slot, attend to their memories. `input`: q of the prompts,
+// k and v of the memories.
+at::Tensor AttendToMemories(const AttentionShape& shape,
+                            const std::vector<int64_t>& prompt_lengths,
+                            const Memories& memories,
+                            const AttentionBackend::Input& input);
 
 // Causal attention of the packed prompts; leaves their keys and values in
 // slots 0, 1, ... For encoder-decoders also the cross keys and values, one

@@ -12,6 +12,7 @@
 #include "lib/base/status.h"
 #include "lib/model/layers.h"
 #include "lib/model/linear.h"
+#include "lib/model/master_copy.h"
 #include "lib/model/recompute.h"
 #include "lib/model/rotary.h"
 
@@ -19,9 +20,10 @@ namespace cox {
 // Hands out the parameters in layout order.
 class Network::Cursor {
  public:
-  Cursor(std::vector<at::Tensor> parameters, bool bf16)
-      : parameters_(std::move(parameters)), bf16_(bf16) {}
-  at::Tensor Tensor() { return std::move(parameters_.at(at_++)); }
+  Cursor(std::vector<at::Tensor> parameters, std::vector<at::Tensor> copies,
+         bool bf16)
+      : held_(std::move(parameters)), copies_(std::move(copies)), bf16_(bf16) {}
+  at::Tensor Tensor() { return held_.at(at_++); }
   Network::Linear Head(bool bias) {
     Network::Linear linear;
     linear.weight = Tensor();
@@ -29,11 +31,9 @@ class Network::Cursor {
     return linear;
   }
   Network::Linear Linear(bool bias) {
-    Network::Linear linear = Head(bias);
-    if (bf16_) {
-      linear.weight = linear.weight.to(at::kBFloat16);
-      if (bias) linear.bias = linear.bias.to(at::kBFloat16);
-    }
+    Network::Linear linear;
+    linear.weight = Rounded();
+    if (bias) linear.bias = Rounded();
     return linear;
   }
   Network::Linear Conv1d() {
@@ -47,18 +47,28 @@ class Network::Cursor {
     norm.bias = Tensor();
     return norm;
   }
-  bool done() const { return at_ == parameters_.size(); }
+  bool done() const { return at_ == held_.size(); }
+  std::vector<at::Tensor> TakeHeld() { return std::move(held_); }
 
  private:
-  std::vector<at::Tensor> parameters_;
+  at::Tensor Rounded() {
+    at::Tensor& held = held_.at(at_);
+    if (bf16_) {
+      held = copies_.empty() ? held.to(at::kBFloat16)
+                             : StandFor(held, copies_.at(at_));
+    }
+    return Tensor();
+  }
+
+  std::vector<at::Tensor> held_, copies_;
   bool bf16_;
   size_t at_ = 0;
 };
 
 Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters,
-                 const NetworkOptions& options)
+                 const NetworkOptions& options, std::vector<at::Tensor> copies)
     : config_(config), options_(options) {
-  Cursor next(std::move(parameters), options.bf16);
+  Cursor next(std::move(parameters), std::move(copies), options.bf16);
   const bool encdec = config.family == ModelFamily::kInstructEncdec;
   tokens_ = next.Tensor();
   if (config.family == ModelFamily::kGpt2) {
@@ -82,6 +92,13 @@ Network::Network(const ModelConfig& config, std::vector<at::Tensor> parameters,
     head_weight_ = tokens_;
   }
   COX_CHECK(next.done());
+  held_ = next.TakeHeld();
+}
+
+void Network::Assign(const std::vector<at::Tensor>& parameters) {
+  c10::AutoGradMode no_grad(false);
+  COX_CHECK(parameters.size() == held_.size());
+  for (size_t i = 0; i < held_.size(); ++i) held_[i].copy_(parameters[i]);
 }
 
 void Network::BuildGpt2(Cursor& next) {
@@ -227,14 +244,18 @@ at::Tensor Network::SelfAttention(const AttentionWeights& w,
   }
   if (rotary.cos.defined()) {
     const int64_t n = x.size(0);
+    const bool rotate = !attention.Rotates();
     auto encode = [&](const at::Tensor& t, const at::Tensor& norm) {
       at::Tensor heads = HeadNorm(norm, t.view({n, -1, config_.head_dim}));
-      return Rotate(heads, rotary.cos, rotary.sin)
-          .to(t.scalar_type())
-          .view({n, -1});
+      if (rotate) heads = Rotate(heads, rotary.cos, rotary.sin);
+      return heads.to(t.scalar_type()).view({n, -1});
     };
     in.q = encode(in.q, w.q_norm);
     in.k = encode(in.k, w.k_norm);
+    if (!rotate) {
+      in.cos = rotary.cos;
+      in.sin = rotary.sin;
+    }
   }
   return Drop(Apply(w.o, attention.Self(in)), layer, DropoutSite::kSelfOutput,
               attention);

@@ -8,9 +8,9 @@
 // the same arithmetic.
 //
 // Works in the dtype of its parameters, or in bfloat16: then the weights of the
-// blocks are cast (with graph, so that gradients reach the parameters), and
-// embeddings, norms and rotary positions are computed in the parameters' dtype
-// and rounded.
+// blocks are cast (with graph, so that gradients reach the parameters) or given
+// as copies, and embeddings, norms and rotary positions are computed in the
+// parameters' dtype and rounded.
 
 #include <cstdint>
 #include <vector>
@@ -22,7 +22,8 @@
 namespace cox {
 
 // One layer's attention over rows. q [N, heads * head_dim]; k, v
-// [N, kv_heads * head_dim], positions already encoded. Returns q's shape.
+// [N, kv_heads * head_dim], positions encoded but for rotary ones of a backend
+// that rotates. Returns q's shape.
 class AttentionBackend {
  public:
   virtual ~AttentionBackend() = default;
@@ -30,8 +31,13 @@ class AttentionBackend {
     int64_t layer = 0;
     double scale = 1.0;
     at::Tensor q, k, v;
+    // Rotary positions [N, 1, head_dim] that are still to be applied to q and
+    // k; undefined when Rotates() is false or the family has none.
+    at::Tensor cos, sin;
   };
   virtual at::Tensor Self(const Input& input) = 0;
+  // Whether Self() rotates q and k itself.
+  virtual bool Rotates() const { return false; }
   // k, v come from encoder rows [M, ...], or are undefined when the backend
   // holds them from an earlier call.
   virtual at::Tensor Cross(const Input& input) = 0;
@@ -58,9 +64,15 @@ struct NetworkOptions {
 class Network {
  public:
   // `parameters` in ParameterShapes() order. The tensors are kept, so a leaf
-  // that requires grad collects gradients.
+  // that requires grad collects gradients. `copies`: empty, or the parameters
+  // rounded to bfloat16, which the blocks then use instead of casting.
   Network(const ModelConfig& config, std::vector<at::Tensor> parameters,
-          const NetworkOptions& options = NetworkOptions());
+          const NetworkOptions& options = NetworkOptions(),
+          std::vector<at::Tensor> copies = {});
+
+  // Other weights of the same configuration, into the tensors that are held:
+  // their addresses stay.
+  void Assign(const std::vector<at::Tensor>& parameters);
 
   // Rows may come from the host; results are on the parameters' device.
   // Encoder states [M, hidden] (final norm applied). Encoder-decoder only.
@@ -129,8 +141,9 @@ class Network {
 
   ModelConfig config_;
   NetworkOptions options_;
-  at::Tensor tokens_;     // [vocab, hidden]
-  at::Tensor positions_;  // learned positions, or undefined
+  std::vector<at::Tensor> held_;  // what is computed with, in layout order
+  at::Tensor tokens_;             // [vocab, hidden]
+  at::Tensor positions_;          // learned positions, or undefined
   at::Tensor encoder_positions_;
   std::vector<Block> encoder_;
   std::vector<Block> blocks_;

@@ -85,6 +85,12 @@ bool IsPortable(const EngineOptions& options) {
   return options.portable || options.device != "cpu";
 }
 
+absl::StatusOr<const CoxGpuApi*> KernelsOf(const EngineOptions& options) {
+  if (options.kernels != nullptr) return options.kernels;
+  if (options.device == "cuda") return LoadGpu();
+  return nullptr;
+}
+
 at::Device DeviceOf(const EngineOptions& options) {
   return at::Device(options.device == "cuda" ? at::kCUDA : at::kCPU);
 }
@@ -344,13 +350,21 @@ absl::Status TorchModel::Load(std::shared_ptr<const Snapshot> snapshot) {
                        ModelConfig::FromJson(snapshot->manifest.config_json));
   COX_ASSIGN_OR_RETURN(std::vector<at::Tensor> parameters,
                        ParametersFromSnapshot(*snapshot, config));
-  for (at::Tensor& parameter : parameters) {
-    parameter = parameter.to(DeviceOf(options_));
+  if (IsPortable(options_)) {
+    if (network_ != nullptr && config.ToJson() == config_.ToJson()) {
+      network_->Assign(parameters);
+      return absl::OkStatus();
+    }
+    for (at::Tensor& parameter : parameters) {
+      parameter = parameter.to(DeviceOf(options_), at::kFloat,
+                               /*non_blocking=*/false, /*copy=*/true);
+    }
+  } else {
+    snapshot_ = std::move(snapshot);
   }
-  network_ = std::make_shared<const Network>(config, std::move(parameters),
-                                             NetworkSettings());
+  network_ = std::make_shared<Network>(config, std::move(parameters),
+                                       NetworkSettings());
   config_ = config;
-  snapshot_ = std::move(snapshot);
   return absl::OkStatus();
 }
 
@@ -362,10 +376,14 @@ NetworkOptions TorchModel::NetworkSettings() const {
 }
 
 void TorchModel::Adopt(const ModelConfig& config,
-                       std::vector<at::Tensor> parameters) {
-  if (NetworkSettings().bf16) adopted_ = parameters;
-  network_ = std::make_shared<const Network>(config, std::move(parameters),
-                                             NetworkSettings());
+                       std::vector<at::Tensor> parameters,
+                       std::vector<at::Tensor> copies) {
+  if (NetworkSettings().bf16) {
+    adopted_ = parameters;
+    copies_ = std::move(copies);
+  }
+  network_ = std::make_shared<Network>(config, std::move(parameters),
+                                       NetworkSettings(), copies_);
   config_ = config;
 }
 

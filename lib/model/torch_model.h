@@ -12,6 +12,7 @@
 #include "ATen/core/Tensor.h"
 #include "lib/base/status.h"
 #include "lib/engine/engine.h"
+#include "lib/gpu/api.h"
 #include "lib/model/api.h"
 #include "lib/model/attention.h"
 #include "lib/model/language_head.h"
@@ -24,6 +25,9 @@ namespace cox {
 absl::Status CheckEngineOptions(const EngineOptions& options);
 // Computed with LibTorch's operators only, on whatever device.
 bool IsPortable(const EngineOptions& options);
+// The functions of lib/gpu/api.h to compute with, null = LibTorch's operators.
+// NOT_FOUND as LoadGpu().
+absl::StatusOr<const CoxGpuApi*> KernelsOf(const EngineOptions& options);
 at::Device DeviceOf(const EngineOptions& options);
 
 // [V, d]-shaped float32 view of memory that outlives the tensor.
@@ -74,12 +78,16 @@ class TorchModel {
  public:
   explicit TorchModel(const EngineOptions& options) : options_(options) {}
 
-  // Borrows the snapshot.
+  // Borrows the snapshot; or, where computing is portable, copies it, into the
+  // tensors of the weights before when the configuration is theirs.
   absl::Status Load(std::shared_ptr<const Snapshot> snapshot);
   // Uses tensors that somebody else owns (a trainer's parameters), float32.
-  void Adopt(const ModelConfig& config, std::vector<at::Tensor> parameters);
-  // The network for one pass. In bfloat16 adopted parameters are cast anew,
-  // with graph where gradients are enabled, since their owner changes them.
+  // `copies`: empty, or their bfloat16 copies, which the owner keeps equal.
+  void Adopt(const ModelConfig& config, std::vector<at::Tensor> parameters,
+             std::vector<at::Tensor> copies = {});
+  // The network for one pass. In bfloat16 adopted parameters without copies are
+  // cast anew, since their owner changes them; with graph where gradients are
+  // enabled.
   std::shared_ptr<const Network> PassNetwork() const;
 
   // FAILED_PRECONDITION without weights or with another head,
@@ -104,8 +112,8 @@ class TorchModel {
   NetworkOptions NetworkSettings() const;
 
   std::shared_ptr<const Snapshot> snapshot_;  // owns borrowed weights
-  std::vector<at::Tensor> adopted_;           // only to be cast per pass
-  std::shared_ptr<const Network> network_;
+  std::vector<at::Tensor> adopted_, copies_;  // in bfloat16 only
+  std::shared_ptr<Network> network_;
 };
 
 absl::Status CheckTemperature(double temperature);

@@ -47,6 +47,7 @@ constexpr Permission kPermissions[] = {
     {"VersionService.WatchVersions", kWorkers},
     {"VersionService.ReportHeld", kWorkers},
     {"WeightService.Fetch", kWorkers},
+    {"WeightGroupService.Join", kActor},
     {"RewardService.Score", kActor | kLearner},
     {"ReferenceService.Logprobs", kActor | kLearner},
     {"MonitorService.Status", kLearner | kOperator | kViewer},

@@ -436,6 +436,7 @@ absl::Status CoordinatorClient::PublishVersion(const VersionSource& source,
   request.set_manifest(source.manifest);
   request.set_address(address);
   *request.mutable_canary() = proto.canary();
+  request.set_group_address(source.group.address);
   return impl_
       ->Unary<v1::VersionService>({.method = "VersionService.PublishVersion",
                                    .extra = absl::ZeroDuration()},

@@ -29,6 +29,7 @@ constexpr RpcLimit kLimits[] = {
     {"CheckpointService.CommitCheckpoint", absl::Seconds(30), kRetry},
     {"CheckpointService.LatestCheckpoint", absl::Seconds(10), kRetry},
     {"WeightService.Fetch", absl::Seconds(10), kRetry},
+    {"WeightGroupService.Join", absl::Seconds(2), kOnce},
     {"RewardService.Score", absl::Seconds(60), kRetry},
     {"ReferenceService.Logprobs", absl::Seconds(60), kRetry},
     {"MonitorService.Status", absl::Seconds(5), kRetry},

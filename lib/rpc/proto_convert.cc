@@ -77,6 +77,10 @@ void ToProto(const VersionSource& source, cox::v1::VersionSource* proto) {
   proto->mutable_addresses()->Assign(source.addresses.begin(),
                                      source.addresses.end());
   proto->mutable_canary()->Assign(source.canary.begin(), source.canary.end());
+  if (source.group.address.empty()) return;
+  proto->mutable_group()->set_address(source.group.address);
+  proto->mutable_group()->set_generation(source.group.generation);
+  proto->mutable_group()->set_actors(source.group.actors);
 }
 
 absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto) {
@@ -93,6 +97,9 @@ absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto) {
   source.manifest = proto.manifest();
   source.addresses.assign(proto.addresses().begin(), proto.addresses().end());
   source.canary.assign(proto.canary().begin(), proto.canary().end());
+  source.group = {.address = proto.group().address(),
+                  .generation = proto.group().generation(),
+                  .actors = proto.group().actors()};
   return source;
 }
 

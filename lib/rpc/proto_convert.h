@@ -41,6 +41,13 @@ void ToProto(const PolicyVersion& version, cox::v1::PolicyVersion* proto);
 absl::StatusOr<PolicyVersion> FromProto(const cox::v1::PolicyVersion& proto);
 
 // A version of a model and where to fetch it.
+// Of a version's publisher: it also sends over NCCL (lib/rpc/weight_groups.h).
+struct WeightGroupOffer {
+  std::string address;  // "" = it does not
+  int64_t generation = 0;
+  int32_t actors = 0;  // alive now; 0 = unknown
+};
+
 struct VersionSource {
   std::string model;  // "policy", "reward", "reference"
   PolicyVersion version;
@@ -49,6 +56,7 @@ struct VersionSource {
   std::vector<std::string> addresses;  // WeightService, preferred first
   std::vector<float> canary =
       {};  // the publisher's CanaryLogprobs(); {} = none
+  WeightGroupOffer group = {};
 };
 void ToProto(const VersionSource& source, cox::v1::VersionSource* proto);
 absl::StatusOr<VersionSource> FromProto(const cox::v1::VersionSource& proto);

@@ -187,8 +187,9 @@ absl::Status SnapshotAssembler::AddChunk(uint64_t offset, std::string_view data,
   return absl::OkStatus();
 }
 
-absl::Status SnapshotAssembler::Append(std::span<const std::string_view> pieces,
-                                       std::string_view xxh3) {
+// Copies what comes next; it counts as received after Take().
+absl::StatusOr<std::span<const std::byte>> SnapshotAssembler::CopyNext(
+    std::span<const std::string_view> pieces) {
   if (arena_ == nullptr) {
     return absl::FailedPreconditionError("chunk: the version is finished");
   }
@@ -207,23 +208,41 @@ absl::Status SnapshotAssembler::Append(std::span<const std::string_view> pieces,
     std::memcpy(arena_->bytes().data() + end, piece.data(), piece.size());
     end += piece.size();
   }
-  const std::span<const std::byte> bytes =
-      std::span<const std::byte>(arena_->bytes())
-          .subspan(static_cast<size_t>(begin),
-                   static_cast<size_t>(end - begin));
-  if (Xxh3_128({reinterpret_cast<const char*>(bytes.data()), bytes.size()}) !=
-      xxh3) {
-    return absl::DataLossError(absl::StrCat(
-        "chunk of ", end - begin, " bytes at ", begin, ": checksum differs"));
-  }
-  if (begin == end) return absl::OkStatus();
-  MarkReceived(begin, end);
+  return std::span<const std::byte>(arena_->bytes())
+      .subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+}
+
+void SnapshotAssembler::Take(uint64_t bytes) {
+  if (bytes == 0) return;
+  const uint64_t end = received_ + bytes;
+  MarkReceived(received_, end);
   if (manifest_.arena_bytes > kParallelBytes) {
     if (hasher_ == nullptr) {
       hasher_ = std::make_unique<PrefixHasher>(manifest_, arena_->bytes());
     }
     hasher_->Advance(end);
   }
+}
+
+absl::Status SnapshotAssembler::Append(std::span<const std::string_view> pieces,
+                                       std::string_view xxh3) {
+  COX_ASSIGN_OR_RETURN(const std::span<const std::byte> bytes,
+                       CopyNext(pieces));
+  if (Xxh3_128({reinterpret_cast<const char*>(bytes.data()), bytes.size()}) !=
+      xxh3) {
+    return absl::DataLossError(absl::StrCat("chunk of ", bytes.size(),
+                                            " bytes at ", received_,
+                                            ": checksum differs"));
+  }
+  Take(bytes.size());
+  return absl::OkStatus();
+}
+
+absl::Status SnapshotAssembler::Append(std::span<const std::byte> bytes) {
+  const std::string_view piece(reinterpret_cast<const char*>(bytes.data()),
+                               bytes.size());
+  COX_RETURN_IF_ERROR(CopyNext({&piece, 1}).status());
+  Take(bytes.size());
   return absl::OkStatus();
 }
 

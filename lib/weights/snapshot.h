@@ -80,6 +80,9 @@ class SnapshotAssembler {
   // of them as above. From 8 MiB on, tensors are hashed beside the transfer.
   absl::Status Append(std::span<const std::string_view> pieces,
                       std::string_view xxh3);
+  // The next bytes in order, from a transport without chunks: only Finish()
+  // tells whether they are right.
+  absl::Status Append(std::span<const std::byte> bytes);
   uint64_t bytes_received() const { return received_; }
   uint64_t total_bytes() const { return manifest_.arena_bytes; }
   bool complete() const { return received_ == manifest_.arena_bytes; }
@@ -91,6 +94,9 @@ class SnapshotAssembler {
 
  private:
   SnapshotAssembler() = default;
+  absl::StatusOr<std::span<const std::byte>> CopyNext(
+      std::span<const std::string_view> pieces);
+  void Take(uint64_t bytes);
   void MarkReceived(uint64_t begin, uint64_t end);
   Manifest manifest_;
   std::string content_hash_;

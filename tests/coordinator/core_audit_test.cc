@@ -290,5 +290,34 @@ TEST_F(CoreAuditTest, CanariesReachThoseWhoFetch) {
   EXPECT_THAT(grants->front().policy.canary, ::testing::ElementsAre(-1.5f));
 }
 
+TEST_F(CoreAuditTest, WeightGroupsAreOfferedWhileTheirPublisherIsInTheGroup) {
+  options_.audit_fraction = 0;
+  Open();
+  const auto publish = [&](const std::string& address) {
+    PublishEvent event;
+    event.caller = Caller("l0", "learner", core_->generation().value);
+    event.version = {"policy", {0, 0}, Hash("policy"), ""};
+    event.address = "127.0.0.1:1";
+    event.group_address = address;
+    ASSERT_OK(core_->Publish(event));
+  };
+  publish("127.0.0.1:7");
+  Register("a", "actor");
+  Register("b", "actor");
+  auto source = core_->Target("policy");
+  ASSERT_TRUE(source.has_value());
+  EXPECT_EQ(source->group_address, "127.0.0.1:7");
+  EXPECT_EQ(source->group_generation, 1);
+  EXPECT_EQ(source->live_actors, 2);
+  // The learners meet again: who published before may be anybody now.
+  ASSERT_OK(core_->Join({Caller("l0", "learner", 1), 0, 1, "l0:10"}).status());
+  ASSERT_EQ(core_->generation().value, 2);
+  EXPECT_EQ(core_->Target("policy")->group_address, "");
+  publish("127.0.0.1:8");
+  EXPECT_EQ(core_->Target("policy")->group_generation, 2);
+  Pass(absl::Seconds(30));  // silent: dead
+  EXPECT_EQ(core_->Target("policy")->group_address, "");
+}
+
 }  // namespace
 }  // namespace cox

@@ -6,7 +6,6 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "lib/base/rng.h"
 #include "lib/comm/inprocess.h"
 #include "tests/model/test_models.h"
 #include "tests/testing/status_matchers.h"
@@ -97,7 +96,8 @@ TEST(PortableTest, UpdatesOnTheDeviceAreThoseOfTheHostOptimizer) {
   const auto group = MakeSingleRank();
   for (int64_t t = 1; t <= 3; ++t) {
     const std::vector<float> g = Accumulated(*engine, batch);
-    ASSERT_OK(device.AllReduceGradients(*group));
+    ASSERT_OK(device.StartAllReduce(*group, 0, g.size()));
+    ASSERT_OK(device.WaitAllReduce(*group));
     ASSERT_OK_AND_ASSIGN(const double squares, device.SquaredGradientNorm());
     EXPECT_EQ(squares, SquaredNorm(std::span<const float>(g)));
     // The gradient of the device's weights, so that errors do not add up.
@@ -126,7 +126,10 @@ TEST(PortableTest, KeptGradientsAreAddedAndHostWritesReachTheDevice) {
   const std::vector<float> once = Accumulated(*engine, batch);
   ASSERT_OK(device.KeepGradients(1));
   Accumulated(*engine, batch);
-  ASSERT_OK(device.AddKeptGradients(1));
+  const size_t cut = once.size() / 3;
+  ASSERT_OK(device.AddKeptGradients(1, cut, once.size() - cut));
+  ASSERT_EQ(engine->Gradients()[cut - 1], once[cut - 1]);
+  ASSERT_OK(device.AddKeptGradients(1, 0, cut));
   for (size_t i = 0; i < once.size(); ++i) {
     ASSERT_EQ(engine->Gradients()[i], once[i] + once[i]);
   }
@@ -139,37 +142,16 @@ TEST(PortableTest, KeptGradientsAreAddedAndHostWritesReachTheDevice) {
   EXPECT_TRUE(std::isnan(squares));
 }
 
-GenerateRequest Request(const ModelConfig& config, size_t rows) {
-  GenerateRequest request;
-  CounterRng rng(4, "prompts");
-  for (size_t r = 0; r < rows; ++r) {
-    std::vector<int32_t> ids(1 + rng.NextBelow(6));
-    for (int32_t& id : ids) {
-      id = static_cast<int32_t>(
-          rng.NextBelow(static_cast<uint64_t>(config.vocab_size)));
-    }
-    request.prompts.push_back(ids);
-    request.prompt_ids.push_back(50 + r);
-    request.sample_indices.push_back(r % 3);
-  }
-  request.seed = 9;
-  request.max_new_tokens = 8;
-  request.sampling.eos_ids = {2};
-  request.sampling.top_p = 0.95;
-  return request;
-}
-
 TEST(StaticGenerateTest, DrawsTheTokensOfTheLoops) {
   for (const std::string& name : TinyNames()) {
     const ModelConfig config = TinyConfig(name);
-    if (config.family == ModelFamily::kInstructEncdec) continue;
     SCOPED_TRACE(name);
     ASSERT_OK_AND_ASSIGN(auto loops, MakePolicyEngine(EngineOptions()));
     ASSERT_OK(loops->Load(SineSnapshot(config)));
     ASSERT_OK_AND_ASSIGN(auto portable, MakePolicyEngine(Portable()));
     ASSERT_OK(portable->Load(SineSnapshot(config)));
     for (size_t rows : {1, 5, 16}) {
-      GenerateRequest request = Request(config, rows);
+      const GenerateRequest request = SomeRequest(config, rows);
       ASSERT_OK_AND_ASSIGN(const auto a, loops->Generate(request));
       ASSERT_OK_AND_ASSIGN(const auto b, portable->Generate(request));
       EXPECT_EQ(a.tokens, b.tokens);
@@ -187,7 +169,7 @@ TEST(StaticGenerateTest, Bf16LogprobsAgreeWithTheTrainer) {
   ASSERT_OK(actor->Load(SineSnapshot(config)));
   auto learner = LoadedTrainEngine(SineSnapshot(config), Portable("bf16"));
   const GenerateRequest request = [&] {
-    GenerateRequest plain = Request(config, 8);
+    GenerateRequest plain = SomeRequest(config, 8);
     plain.sampling.top_p = 1;
     return plain;
   }();
@@ -202,17 +184,6 @@ TEST(StaticGenerateTest, Bf16LogprobsAgreeWithTheTrainer) {
                   rollout.logprobs[r][t], 2e-2);
     }
   }
-}
-
-TEST(StaticGenerateTest, RefusesAnEncoderDecoder) {
-  const ModelConfig config = TinyConfig("encdec");
-  ASSERT_OK_AND_ASSIGN(auto engine, MakePolicyEngine(Portable()));
-  ASSERT_OK(engine->Load(SineSnapshot(config)));
-  GenerateRequest request = Request(config, 1);
-  request.instructions = {{3, 4}};
-  EXPECT_THAT(engine->Generate(request),
-              cox::testing::StatusIs(absl::StatusCode::kFailedPrecondition,
-                                     ::testing::HasSubstr("encoder-decoder")));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "tests/model/test_models.h"
 
 #include "gtest/gtest.h"
+#include "lib/base/rng.h"
 
 namespace cox {
 namespace {
@@ -129,6 +130,34 @@ TokenBatch SmallBatch(const ModelConfig& config) {
   return MakeBatch({{3, 1, 4, 1, 5}, {2, 7, 10}},
                    encdec ? std::vector<std::vector<int32_t>>{{6, 2}, {8, 1, 9}}
                           : std::vector<std::vector<int32_t>>{});
+}
+
+GenerateRequest SomeRequest(const ModelConfig& config, size_t rows) {
+  GenerateRequest request;
+  CounterRng rng(4, "prompts");
+  const auto some_ids = [&](uint64_t most) {
+    std::vector<int32_t> ids(1 + rng.NextBelow(most));
+    for (int32_t& id : ids) {
+      id = static_cast<int32_t>(
+          rng.NextBelow(static_cast<uint64_t>(config.vocab_size)));
+    }
+    return ids;
+  };
+  for (size_t r = 0; r < rows; ++r) {
+    request.prompts.push_back(some_ids(6));
+    if (config.family == ModelFamily::kInstructEncdec) {
+      // Some rows share theirs.
+      request.instructions.push_back(r % 3 == 1 ? request.instructions.back()
+                                                : some_ids(5));
+    }
+    request.prompt_ids.push_back(50 + r);
+    request.sample_indices.push_back(r % 3);
+  }
+  request.seed = 9;
+  request.max_new_tokens = 8;
+  request.sampling.eos_ids = {2};
+  request.sampling.top_p = 0.95;
+  return request;
 }
 
 ModelForwardRequest ForwardRequest(const ModelConfig& config,

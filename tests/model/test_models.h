@@ -33,6 +33,10 @@ TokenBatch MakeBatch(const std::vector<std::vector<int32_t>>& sequences,
 // encoder.
 TokenBatch SmallBatch(const ModelConfig& config);
 
+// Prompts of 1 to 6 tokens, with instructions if the family has an encoder; up
+// to 8 new tokens each, by nucleus sampling.
+GenerateRequest SomeRequest(const ModelConfig& config, size_t rows);
+
 // One sequence without padding.
 ModelForwardRequest ForwardRequest(const ModelConfig& config,
                                    const std::vector<int64_t>& ids);

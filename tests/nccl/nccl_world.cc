@@ -24,9 +24,10 @@ int CodeOf(const absl::Status& status) {
   return absl::IsDeadlineExceeded(status) ? kNoGroupInTime : kNoGroupOther;
 }
 
-absl::StatusOr<std::unique_ptr<NcclCollective>> Join(
-    const NcclWorld::Settings& settings, int rank, int size, int listen_fd,
-    int port) {
+// With the id that rank 0 makes.
+absl::StatusOr<NcclOptions> OptionsOf(const NcclWorld::Settings& settings,
+                                      int rank, int size, int listen_fd,
+                                      int port) {
   std::string text;
   if (rank == 0) {
     COX_ASSIGN_OR_RETURN(const NcclUniqueId id, NewNcclId());
@@ -48,7 +49,7 @@ absl::StatusOr<std::unique_ptr<NcclCollective>> Join(
   options.timeout = settings.timeout;
   options.bucket_bytes = settings.bucket_bytes;
   options.tree_order = settings.tree_order;
-  return MakeNccl(options);
+  return options;
 }
 
 }  // namespace
@@ -82,6 +83,14 @@ NcclWorld::~NcclWorld() {
 }
 
 void NcclWorld::Start(int rank, const Settings& settings, const Body& body) {
+  StartUnmet(rank, settings, [body](const NcclOptions& options) {
+    auto comm = MakeNccl(options);
+    return comm.ok() ? body(**comm) : CodeOf(comm.status());
+  });
+}
+
+void NcclWorld::StartUnmet(int rank, const Settings& settings,
+                           const UnmetBody& body) {
   sockaddr_in address = {};
   socklen_t length = sizeof(address);
   COX_CHECK(getsockname(listen_fd_, reinterpret_cast<sockaddr*>(&address),
@@ -96,11 +105,8 @@ void NcclWorld::Start(int rank, const Settings& settings, const Body& body) {
     for (const auto& [name, value] : settings.env) {
       setenv(name.c_str(), value.c_str(), 1);
     }
-    auto comm = Join(settings, rank, size_, listen_fd_, port);
-    if (!comm.ok()) _exit(CodeOf(comm.status()));
-    const int code = body(**comm);
-    comm->reset();
-    _exit(code);
+    const auto options = OptionsOf(settings, rank, size_, listen_fd_, port);
+    _exit(options.ok() ? body(*options) : CodeOf(options.status()));
   }
   pids_.push_back(pid);
 }

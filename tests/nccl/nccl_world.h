@@ -37,6 +37,7 @@ class NcclWorld {
     std::map<std::string, std::string> env = {};  // of the fakes
   };
   using Body = std::function<int(NcclCollective&)>;
+  using UnmetBody = std::function<int(const NcclOptions&)>;
 
   explicit NcclWorld(int size);
   ~NcclWorld();
@@ -46,6 +47,8 @@ class NcclWorld {
   // Ranks are started in order. `body` returns the child's exit code.
   void Start(int rank, const Settings& settings, const Body& body);
   void StartAll(const Settings& settings, const Body& body);
+  // The same for a body that meets the others itself: it gets what it needs.
+  void StartUnmet(int rank, const Settings& settings, const UnmetBody& body);
   pid_t pid(int rank) const { return pids_[static_cast<size_t>(rank)]; }
   void ExpectExit(int rank, int code);
   // Every rank ends without a group, the first ones because the time is over;

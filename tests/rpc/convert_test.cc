@@ -136,10 +136,14 @@ TEST(ProtoConvertTest, IdentitiesRoundTripAndAreChecked) {
                         .version = {2, 5},
                         .content_hash = std::string(64, 'a'),
                         .manifest = "{}",
-                        .addresses = {"127.0.0.1:1", "127.0.0.1:2"}},
+                        .addresses = {"127.0.0.1:1", "127.0.0.1:2"},
+                        .group = {"127.0.0.1:3", 4, 5}},
           &source);
   ASSERT_OK_AND_ASSIGN(const VersionSource back, FromProto(source));
   EXPECT_EQ(back.addresses.size(), 2u);
+  EXPECT_EQ(back.group.address, "127.0.0.1:3");
+  EXPECT_EQ(back.group.generation, 4);
+  EXPECT_EQ(back.group.actors, 5);
   EXPECT_EQ(back.version, (PolicyVersion{2, 5}));
   source.mutable_ref()->set_content_hash(std::string(64, 'A'));
   EXPECT_FALSE(FromProto(source).ok());

@@ -9,6 +9,8 @@
 //   COX_FAKE_CUDA_DELAY_US=N  every operation of a stream first waits up to
 //   this
 //                             long, so that what is not ordered comes late
+//   COX_FAKE_CUDA_ANY_MEMORY=1  memory that was allocated elsewhere is the
+//   current device's
 //   COX_FAKE_CUDA_FAIL_COPY=K the K-th copy fails, and every call after it
 //   COX_FAKE_MISUSE=FILE      wrong uses are appended there, a line each; also
 //                             written to stderr and returned as errors
