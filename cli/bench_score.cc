@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
 #include "cli/bench_model.h"
+#include "cli/bench_score_service.h"
 #include "lib/base/fs.h"
 #include "lib/model/api.h"
 #include "nlohmann/json.hpp"
@@ -28,28 +31,59 @@ struct ScoreFlags {
   std::string dump;
 };
 
-absl::StatusOr<std::vector<float>> ScoreAll(ScoreEngine& engine,
+// Scores of one batch.
+using ScoreBatch =
+    std::function<absl::StatusOr<std::vector<float>>(const Documents& docs)>;
+
+absl::StatusOr<std::vector<float>> ScoreInProcess(ScoreEngine& engine,
+                                                  const Documents& docs) {
+  TokenBatch tokens;
+  tokens.batch = static_cast<int64_t>(docs.size());
+  for (const std::vector<int32_t>& doc : docs) {
+    tokens.length = std::max(tokens.length, static_cast<int64_t>(doc.size()));
+  }
+  for (const std::vector<int32_t>& doc : docs) {
+    const size_t begin = tokens.ids.size();
+    tokens.ids.insert(tokens.ids.end(), doc.begin(), doc.end());
+    tokens.ids.resize(begin + static_cast<size_t>(tokens.length));
+    tokens.lengths.push_back(static_cast<int32_t>(doc.size()));
+  }
+  tokens.scored.assign(tokens.ids.size(), 0);
+  return engine.Scores(tokens);
+}
+
+absl::StatusOr<std::vector<float>> ScoreAll(const ScoreBatch& score,
                                             const Documents& docs,
                                             size_t batch) {
   std::vector<float> scores;
   for (size_t first = 0; first < docs.size(); first += batch) {
+    const auto at = [&](size_t d) {
+      return docs.begin() + static_cast<std::ptrdiff_t>(d);
+    };
     const size_t end = std::min(docs.size(), first + batch);
-    TokenBatch tokens;
-    tokens.batch = static_cast<int64_t>(end - first);
-    for (size_t d = first; d < end; ++d) {
-      tokens.length =
-          std::max(tokens.length, static_cast<int64_t>(docs[d].size()));
-    }
-    for (size_t d = first; d < end; ++d) {
-      tokens.ids.insert(tokens.ids.end(), docs[d].begin(), docs[d].end());
-      tokens.ids.resize((d - first + 1) * static_cast<size_t>(tokens.length));
-      tokens.lengths.push_back(static_cast<int32_t>(docs[d].size()));
-    }
-    tokens.scored.assign(tokens.ids.size(), 0);
-    COX_ASSIGN_OR_RETURN(const std::vector<float> part, engine.Scores(tokens));
+    COX_ASSIGN_OR_RETURN(const std::vector<float> part,
+                         score(Documents(at(first), at(end))));
     scores.insert(scores.end(), part.begin(), part.end());
   }
   return scores;
+}
+
+// `through`: inproc or grpc.
+absl::StatusOr<ScoreBatch> MakeScorer(
+    const std::string& through, const EngineOptions& options,
+    const std::shared_ptr<const Snapshot>& snapshot) {
+  if (through == "grpc") {
+    COX_ASSIGN_OR_RETURN(std::shared_ptr<BenchScoreService> service,
+                         StartBenchScoreService(options, snapshot));
+    return ScoreBatch(
+        [service](const Documents& docs) { return service->Score(docs); });
+  }
+  COX_ASSIGN_OR_RETURN(std::shared_ptr<ScoreEngine> engine,
+                       MakeScoreEngine(options));
+  COX_RETURN_IF_ERROR(engine->Load(snapshot));
+  return ScoreBatch([engine](const Documents& docs) {
+    return ScoreInProcess(*engine, docs);
+  });
 }
 
 absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
@@ -64,8 +98,8 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
     COX_ASSIGN_OR_RETURN(docs, ReadIds(flags.docs, "ids"));
     docs.resize(std::min(docs.size(), static_cast<size_t>(flags.num)));
   }
-  COX_ASSIGN_OR_RETURN(auto engine, MakeScoreEngine(options));
-  COX_RETURN_IF_ERROR(engine->Load(model.snapshot));
+  COX_ASSIGN_OR_RETURN(const ScoreBatch scorer,
+                       MakeScorer(flags.through, options, model.snapshot));
   COX_ASSIGN_OR_RETURN(
       const MachineCeilings ceilings,
       MeasureCeilings(model.config, options, flags.batch * 32));
@@ -84,7 +118,7 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
     before = scores;
     const BenchMeter meter;
     COX_ASSIGN_OR_RETURN(
-        scores, ScoreAll(*engine, docs, static_cast<size_t>(flags.batch)));
+        scores, ScoreAll(scorer, docs, static_cast<size_t>(flags.batch)));
     const BenchUse use = meter.Stop();
     if (run < 0) continue;
     report.AddRun(use);
@@ -98,7 +132,7 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
   const size_t checked = std::min<size_t>(docs.size(), 8);
   COX_ASSIGN_OR_RETURN(
       const std::vector<float> alone,
-      ScoreAll(*engine,
+      ScoreAll(scorer,
                Documents(docs.begin(),
                          docs.begin() + static_cast<std::ptrdiff_t>(checked)),
                1));
@@ -110,6 +144,7 @@ absl::Status Measure(const ScoreFlags& flags, BenchReport& report, bool* ok) {
   const double bound = options.dtype == "fp32" ? 1e-4 : 2e-2;
   const bool same = before.empty() || before == scores;
   *ok = same && worst <= bound && std::isfinite(sum);
+  report.Text("through", flags.through);
   report.Integer("params", model.config.ParameterCount());
   report.Integer("num_samples", static_cast<int64_t>(docs.size()));
   report.Number("real_tokens", tokens);
@@ -149,8 +184,8 @@ int BenchScore(int argc, char** argv) {
   app.add_option("--batch", flags.batch)
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   app.add_option("--through", flags.through,
-                 "inproc only: a reward service is measured by cox bench rpc")
-      ->check(CLI::IsMember({"inproc"}));
+                 "grpc = a reward service of this process, over loopback")
+      ->check(CLI::IsMember({"inproc", "grpc"}));
   app.add_option("--dump", flags.dump, "JSON list in the order of the input");
   int exit_code = 0;
   if (!StartModelBench(app, argc, argv, flags.model, &exit_code)) {

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <iostream>
 #include <iterator>
+#include <map>
 
 #include "absl/strings/str_cat.h"
 #include "cli/k8s_render.h"
@@ -53,6 +54,31 @@ absl::StatusOr<std::string> ReadInput(const std::string& file) {
   return std::string(std::istreambuf_iterator<char>(std::cin), {});
 }
 
+// Before a run's first launch its namespace does not exist, and the server
+// refuses whatever lies in it: that is asked for in `default` instead.
+std::vector<K8sObject> InNamespacesThatExist(std::vector<K8sObject> objects) {
+  std::map<std::string, std::string> places;
+  for (K8sObject& object : objects) {
+    K8sObject& metadata = object["metadata"];
+    if (!metadata.contains("namespace")) continue;
+    const std::string ns = metadata["namespace"];
+    if (!places.contains(ns)) {
+      std::string found;
+      const int code = RunKubectl(
+          {"get", "namespace", ns, "-o", "name", "--ignore-not-found"}, "",
+          &found);
+      const bool missing = code == 0 && found.empty();
+      places[ns] = missing ? "default" : ns;
+      if (missing) {
+        std::printf("namespace %s does not exist yet: asked in 'default'\n",
+                    ns.c_str());
+      }
+    }
+    metadata["namespace"] = places[ns];
+  }
+  return objects;
+}
+
 }  // namespace
 
 int K8sRender(const K8sOptions& options) {
@@ -80,12 +106,12 @@ int K8sCheck(const K8sOptions& options) {
     std::printf("no cluster answers: the API server was not asked\n");
     return kExitDone;
   }
-  // A namespace that does not exist yet would refuse what lies in it.
+  const std::vector<K8sObject> asked = InNamespacesThatExist(*objects);
   const int applied =
       RunKubectl({"apply", "--dry-run=server", "--validate=strict", "-f", "-"},
-                 *text, nullptr);
+                 asked == *objects ? *text : PrintObjects(asked), nullptr);
   if (applied != 0) return kExitCheckFailed;
-  const std::string jobs = PrintObjects(EmbeddedJobs(*objects));
+  const std::string jobs = PrintObjects(EmbeddedJobs(asked));
   if (!jobs.empty() &&
       RunKubectl({"create", "--dry-run=server", "--validate=strict", "-f", "-"},
                  jobs, nullptr) != 0) {

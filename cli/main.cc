@@ -206,10 +206,13 @@ void AddFileCommands(CLI::App& app, Arguments& a, int& code) {
       "--cluster", a.plan.cluster,
       "YAML file (docs/planning.md); local = measure this machine");
   plan->add_option("--prompt-tokens", a.plan.prompt_tokens,
-                   "mean; default generation.max_prompt_tokens");
+                   "length of every prompt, in place of the prompts' own");
   plan->add_option("--answer-tokens", a.plan.answer_tokens,
-                   "of the longest answer of a unit; default "
-                   "generation.max_new_tokens");
+                   "length of every answer; else as the demonstrations have "
+                   "them, else generation.max_new_tokens");
+  plan->add_option("--compare", a.plan.compare,
+                   "directory of a run that is over: print the prediction "
+                   "beside its step times and memory");
   plan->add_flag("--json", a.plan.json);
   plan->callback([&] { code = PlanRun(a.plan); });
 

@@ -9,7 +9,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "cli/plan_compare.h"
 #include "cli/plan_model.h"
+#include "cli/rehearsal_service.h"
 #include "learner/stage_options_service.h"
 #include "lib/base/fs.h"
 #include "lib/base/process.h"
@@ -34,21 +36,35 @@ absl::StatusOr<ModelConfig> ModelOf(const v1::RunConfig& config) {
                            1);
 }
 
-RunSizes SizesOf(const v1::RunConfig& config, const ModelConfig& model,
-                 const PlanCommandOptions& options) {
+// Lengths as the configuration bounds them, for clusters whose rates are given
+// and whose data are elsewhere.
+RunSizes AssumedSizes(const v1::RunConfig& config, const ModelConfig& model,
+                      const PlanCommandOptions& options) {
   RunSizes sizes;
   sizes.parameters = model.ParameterCount();
   sizes.hidden = model.hidden;
   sizes.layers = model.layers + model.encoder_layers;
   sizes.vocab = model.vocab_size;
-  sizes.prompt_tokens =
-      options.prompt_tokens > 0
-          ? options.prompt_tokens
-          : static_cast<double>(config.generation().max_prompt_tokens());
+  const auto length = [&sizes](const char* what, double given, int64_t bound,
+                               const char* key) {
+    const double tokens = given > 0 ? given : static_cast<double>(bound);
+    sizes.lengths.push_back(
+        {what, tokens, given > 0 ? "given" : absl::StrCat("assumed: ", key)});
+    return tokens;
+  };
+  sizes.prompt_tokens = length("prompts", options.prompt_tokens,
+                               config.generation().max_prompt_tokens(),
+                               "generation.max_prompt_tokens");
   sizes.answer_tokens =
-      options.answer_tokens > 0
-          ? options.answer_tokens
-          : static_cast<double>(config.generation().max_new_tokens());
+      length("answers", options.answer_tokens,
+             config.generation().max_new_tokens(), "generation.max_new_tokens");
+  for (const std::string& stage : config.stages()) {
+    if (stage == "pretrain" || stage == "sft") {
+      const v1::LmSettings& lm =
+          stage == "sft" ? config.sft() : config.pretrain();
+      length(stage.c_str(), 0, lm.sequence_length(), "sequence_length");
+    }
+  }
   return sizes;
 }
 
@@ -64,100 +80,9 @@ ClusterSpec ThisMachine() {
   return spec;
 }
 
-// The shapes whose speed decides each stage; cox-rates runs them.
-Json Probes(const v1::RunConfig& config, const RunSizes& sizes,
-            const ModelConfig& model) {
-  const double shards = std::max(1, config.numerics().shards());
-  const bool text = config.pretrain().steps() > 0 &&
-                    std::find(config.stages().begin(), config.stages().end(),
-                              "pretrain") != config.stages().end();
-  const v1::LmSettings& lm = text ? config.pretrain() : config.sft();
-  const auto length =
-      static_cast<int64_t>(sizes.prompt_tokens + sizes.answer_tokens);
-  Json probes;
-  probes["config"] = model.ToJson();
-  probes["threads"] = config.roles().threads();
-  probes["device"] = config.roles().device();
-  probes["train_rows"] = std::max<int64_t>(
-      1, static_cast<int64_t>(static_cast<double>(lm.batch()) / shards));
-  probes["train_length"] = std::min(lm.sequence_length(), model.max_positions);
-  probes["score_rows"] = std::max(1, config.ppo().unit_prompts());
-  probes["score_length"] = std::min(length, model.max_positions);
-  probes["prompt_tokens"] = static_cast<int64_t>(sizes.prompt_tokens);
-  probes["new_tokens"] = static_cast<int64_t>(sizes.answer_tokens);
-  return probes;
-}
-
-absl::StatusOr<Json> RunRates(const Json& probes) {
-  const std::string path =
-      JoinPath("/tmp", absl::StrCat("cox-plan-", getpid(), ".json"));
-  const std::string out = path + ".out";
-  COX_RETURN_IF_ERROR(WriteFileDurably(Fs::Real(), path, probes.dump()));
-  ChildOptions child;
-  child.argv = {JoinPath(ExecutableDir(), "cox-rates"), path, out};
-  const absl::StatusOr<pid_t> pid = SpawnChild(child);
-  ChildExit exit;
-  if (pid.ok()) exit = WaitChild(*pid, absl::Minutes(5));
-  const absl::StatusOr<std::string> text = Fs::Real().ReadAll(out);
-  static_cast<void>(Fs::Real().RemoveAll(path));
-  static_cast<void>(Fs::Real().RemoveAll(out));
-  COX_RETURN_IF_ERROR(
-      Annotate(pid.status(),
-               "rates are measured by cox-rates, which needs LibTorch; "
-               "give them in --cluster"));
-  if (!exit.exited || exit.code != 0 || !text.ok()) {
-    return absl::InternalError("cox-rates failed; give rates in --cluster");
-  }
-  Json result = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
-  if (!result.is_object()) {
-    return absl::InternalError("cox-rates: its answer is no JSON");
-  }
-  return result;
-}
-
-// Fills in what the specification leaves out.
-absl::Status Calibrate(const v1::RunConfig& config, const RunSizes& sizes,
-                       const ModelConfig& model, ClusterSpec* spec) {
-  if (spec->train_gflop_s > 0 && spec->score_gflop_s > 0 &&
-      spec->decode_gflop_s > 0 && spec->update_mparams_s > 0) {
-    return absl::OkStatus();
-  }
-  const Json probes = Probes(config, sizes, model);
-  COX_ASSIGN_OR_RETURN(const Json measured, RunRates(probes));
-  const auto number = [](const Json& json, const char* key) {
-    return json.value(key, 0.0);
-  };
-  const double threads =
-      spec->gpus > 0 ? 1 : std::max(1, config.roles().threads());
-  const auto rate = [&](double flops, const char* seconds) {
-    return flops / (1e9 * std::max(1e-9, number(measured, seconds)) * threads);
-  };
-  const double train_tokens =
-      number(probes, "train_rows") * number(probes, "train_length");
-  const double score_tokens =
-      number(probes, "score_rows") * number(probes, "score_length");
-  const double answers = number(probes, "score_rows") * sizes.answer_tokens;
-  const auto fill = [](double* value, double found) {
-    if (*value == 0) *value = found;
-  };
-  fill(&spec->train_gflop_s,
-       rate(3 * ForwardFlops(sizes, train_tokens,
-                             number(probes, "train_length"), train_tokens),
-            "train_s"));
-  fill(&spec->score_gflop_s,
-       rate(ForwardFlops(sizes, score_tokens, number(probes, "score_length"),
-                         answers),
-            "score_s"));
-  fill(&spec->decode_gflop_s,
-       rate(ForwardFlops(sizes, score_tokens, number(probes, "score_length"),
-                         answers),
-            "generate_s"));
-  fill(&spec->update_mparams_s,
-       static_cast<double>(sizes.parameters) /
-           (1e6 * std::max(1e-9, number(measured, "update_s"))));
-  fill(&spec->process_mb, number(measured, "private_bytes") / 1e6);
-  fill(&spec->shared_mb, number(measured, "shared_bytes") / 1e6);
-  return absl::OkStatus();
+bool AllRates(const ClusterSpec& spec) {
+  return spec.train_gflop_s > 0 && spec.score_gflop_s > 0 &&
+         spec.decode_gflop_s > 0 && spec.update_mparams_s > 0;
 }
 
 Json ToJson(const RunEstimate& run, const ClusterSpec& spec,
@@ -171,6 +96,11 @@ Json ToJson(const RunEstimate& run, const ClusterSpec& spec,
                    {"update_mparams_s", spec.update_mparams_s},
                    {"process_mb", spec.process_mb},
                    {"shared_mb", spec.shared_mb}};
+  for (const LengthSource& length : sizes.lengths) {
+    json["lengths"].push_back({{"what", length.what},
+                               {"tokens", length.tokens},
+                               {"source", length.source}});
+  }
   json["memory_bytes"] = run.memory_bytes;
   json["total_s"] = run.total_s;
   json["warnings"] = run.warnings;
@@ -187,6 +117,7 @@ Json ToJson(const RunEstimate& run, const ClusterSpec& spec,
                             {"processes", role.processes},
                             {"weight_bytes", role.weight_bytes},
                             {"memory_bytes", role.memory_bytes},
+                            {"all_memory_bytes", role.all_memory_bytes},
                             {"sent_bytes", role.sent_bytes},
                             {"busy_s", role.busy_s}});
     }
@@ -202,7 +133,11 @@ void PrintTable(const RunEstimate& run, const ClusterSpec& spec,
       "decode %.2f GFLOP/s, update %.0f million parameters/s\n\n",
       static_cast<double>(sizes.parameters) / 1e6, spec.train_gflop_s,
       spec.score_gflop_s, spec.decode_gflop_s, spec.update_mparams_s);
-  std::printf("%-9s %7s %9s %12s %12s %12s  %s\n", "STAGE", "STEPS", "STEP",
+  for (const LengthSource& length : sizes.lengths) {
+    std::printf("%-16s %6.1f tokens, %s\n", length.what.c_str(), length.tokens,
+                length.source.c_str());
+  }
+  std::printf("\n%-9s %7s %9s %12s %12s %12s  %s\n", "STAGE", "STEPS", "STEP",
               "BROADCAST", "PAYLOADS", "CHECKPOINT", "WAITS FOR");
   for (const StageEstimate& stage : run.stages) {
     std::printf("%-9s %7s %7.3f s %9.2f MB %9.3f MB %9.2f MB  %s\n",
@@ -241,15 +176,35 @@ absl::Status Plan(const PlanCommandOptions& options) {
                          Fs::Real().ReadAll(options.cluster));
     COX_ASSIGN_OR_RETURN(spec, ParseClusterSpec(text, options.cluster));
   }
-  COX_ASSIGN_OR_RETURN(const ModelConfig model, ModelOf(config));
-  const RunSizes sizes = SizesOf(config, model, options);
-  COX_RETURN_IF_ERROR(Calibrate(config, sizes, model, &spec));
+  const bool local = options.cluster == "local";
+  RunSizes sizes;
+  absl::StatusOr<Rehearsal> rehearsal =
+      Rehearsal::Prepare(config, {.prompt_tokens = options.prompt_tokens,
+                                  .answer_tokens = options.answer_tokens});
+  if (rehearsal.ok()) {
+    sizes = rehearsal->sizes();
+    if (!AllRates(spec)) {
+      COX_RETURN_IF_ERROR(rehearsal->Measure(local, &spec));
+    }
+  } else if (AllRates(spec)) {
+    // Of a cluster that is known, a run is planned without its data.
+    COX_ASSIGN_OR_RETURN(const ModelConfig model, ModelOf(config));
+    sizes = AssumedSizes(config, model, options);
+  } else {
+    return Annotate(rehearsal.status(),
+                    "rates are measured with the run's own data; give all "
+                    "rates in --cluster to go without");
+  }
   const RunEstimate run = EstimateRun(config, sizes, spec);
   if (options.json) {
     std::printf("%s\n", ToJson(run, spec, sizes).dump().c_str());
   } else {
     PrintTable(run, spec, sizes);
   }
+  if (options.compare.empty()) return absl::OkStatus();
+  COX_ASSIGN_OR_RETURN(const MeasuredRun measured,
+                       ReadMeasuredRun(Fs::Real(), options.compare));
+  std::printf("\n%s", ComparisonTable(run, sizes, spec, measured).c_str());
   return absl::OkStatus();
 }
 

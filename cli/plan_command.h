@@ -10,8 +10,9 @@ struct PlanCommandOptions {
   std::string file;  // run.yaml
   std::vector<std::string> overrides;
   std::string cluster = "local";  // file, or "local": measure this machine
-  double prompt_tokens = 0;       // mean; 0 = generation.max_prompt_tokens
-  double answer_tokens = 0;       // longest of a unit; 0 = max_new_tokens
+  double prompt_tokens = 0;       // 0 = those of the prompts
+  double answer_tokens = 0;       // 0 = as long as the demonstrations' answers
+  std::string compare;            // run directory; "" = none
   bool json = false;
 };
 

@@ -46,7 +46,6 @@ constexpr KeyOfSpec kKeys[] = {
     {"commit_ms", &ClusterSpec::commit_ms, nullptr},
     {"unit_ms", &ClusterSpec::unit_ms, nullptr},
     {"process_mb", &ClusterSpec::process_mb, nullptr},
-    {"service_mb", &ClusterSpec::service_mb, nullptr},
     {"shared_mb", &ClusterSpec::shared_mb, nullptr},
 };
 
@@ -95,16 +94,42 @@ class Estimator {
     weights_ = kBytesPerFloat * static_cast<double>(sizes.parameters);
   }
 
+  // What one rank computes in a step of a learner stage.
+  struct Work {
+    double flops = 0;    // model FLOPs
+    double updates = 0;  // optimizer steps
+    bool operator==(const Work&) const = default;
+  };
+  Work LearnerWork(const std::string& name) const {
+    if (name == "ppo") return PpoWork();
+    const StageSizes s = SizesOf(name);
+    const double rows = s.rows / ranks_;
+    return {3 * ForwardFlops(sizes_, rows * s.tokens, s.tokens,
+                             name == "rm" ? 0 : rows * s.targets),
+            1};
+  }
+  // One optimizer step, with the sum over ranks.
+  double UpdateSeconds() const {
+    const double own = cluster_.update_mparams_s > 0
+                           ? static_cast<double>(sizes_.parameters) /
+                                 (1e6 * cluster_.update_mparams_s)
+                           : 0;
+    return own + Wire(ranks_ > 1 ? 2 * weights_ * (ranks_ - 1) / ranks_ : 0);
+  }
+  double Threads() const {
+    return cluster_.gpus > 0 ? 1 : std::max(1, config_.roles().threads());
+  }
   RunEstimate Run() {
     RunEstimate run;
     for (const std::string& name : config_.stages()) {
       StageEstimate stage = Stage(name);
       double memory = 0;
       for (const RoleEstimate& role : stage.roles) {
-        memory += role.memory_bytes * static_cast<double>(role.processes);
+        memory += role.all_memory_bytes;
       }
-      memory += 1e6 * cluster_.shared_mb *
-                std::max(1.0, static_cast<double>(cluster_.nodes));
+      double shared = 1e6 * cluster_.shared_mb;
+      for (const auto& [role, bytes] : cluster_.role_program) shared += bytes;
+      memory += shared * std::max(1.0, static_cast<double>(cluster_.nodes));
       run.memory_bytes = std::max(run.memory_bytes, memory);
       run.total_s += stage.step_s * static_cast<double>(stage.steps);
       if (stage.steps == 0) {
@@ -135,48 +160,55 @@ class Estimator {
                         (cluster_.cores * static_cast<double>(cluster_.nodes)));
   }
   double Seconds(double flops, double gflop_s) const {
-    const double threads =
-        cluster_.gpus > 0 ? 1 : std::max(1, config_.roles().threads());
-    return gflop_s > 0 ? flops / (1e9 * gflop_s * threads) : 0;
+    return gflop_s > 0 ? flops / (1e9 * gflop_s * Threads()) : 0;
   }
-  double TrainSeconds(double tokens, double length, double heads) const {
-    return Seconds(3 * ForwardFlops(sizes_, tokens, length, heads),
-                   cluster_.train_gflop_s);
+  // Of a kind of stage, else the one for all.
+  static double RateOf(const std::map<std::string, double>& rates,
+                       const std::string& stage, double otherwise) {
+    const auto found = rates.find(stage);
+    return found == rates.end() ? otherwise : found->second;
   }
-  double ScoreSeconds(double tokens, double length, double heads) const {
-    return Seconds(ForwardFlops(sizes_, tokens, length, heads),
-                   cluster_.score_gflop_s);
-  }
-  // One optimizer step, with the sum over ranks.
-  double UpdateSeconds() const {
-    const double own = cluster_.update_mparams_s > 0
-                           ? static_cast<double>(sizes_.parameters) /
-                                 (1e6 * cluster_.update_mparams_s)
-                           : 0;
-    return own + Wire(ranks_ > 1 ? 2 * weights_ * (ranks_ - 1) / ranks_ : 0);
+  double LearnerSeconds(const std::string& name) const {
+    const Work work = LearnerWork(name);
+    return (Seconds(work.flops, RateOf(cluster_.stage_train_gflop_s, name,
+                                       cluster_.train_gflop_s)) +
+            work.updates * UpdateSeconds()) *
+           Slowdown(ranks_);
   }
   double Wire(double bytes) const {
     return cluster_.link_gbit_s > 0 ? 8 * bytes / (1e9 * cluster_.link_gbit_s)
                                     : 0;
   }
 
+  // `extra`: beside the weights. What was measured holds all of it.
   RoleEstimate Role(const std::string& name, int64_t processes,
                     double weight_bytes, double extra) const {
     RoleEstimate role;
     role.role = name;
     role.processes = processes;
     role.weight_bytes = weight_bytes;
-    role.memory_bytes = 1e6 * (cluster_.process_mb + cluster_.service_mb) +
-                        weight_bytes + extra;
+    const double n = static_cast<double>(processes);
+    role.memory_bytes = 1e6 * cluster_.process_mb + weight_bytes + extra;
+    role.all_memory_bytes = n * role.memory_bytes;
+    const auto measured = cluster_.role_private.find(name);
+    const auto first = cluster_.role_private.find(name + "-0");
+    if (measured != cluster_.role_private.end()) {
+      role.memory_bytes = measured->second;
+      role.all_memory_bytes = n * role.memory_bytes;
+    }
+    if (first != cluster_.role_private.end() && processes > 0) {
+      role.all_memory_bytes += first->second - role.memory_bytes;
+      role.memory_bytes = std::max(role.memory_bytes, first->second);
+    }
     return role;
   }
   // What every stage has: idle roles are there too.
   void AddRoles(StageEstimate& stage, double learner_extra,
                 double learner_weights, bool serves) const {
     // No LibTorch in it: a quarter of a role's private memory.
-    RoleEstimate coordinator = Role("coordinator", 1, 0, 0);
-    coordinator.memory_bytes *= 0.25;
-    coordinator.memory_bytes += 4 * stage.payload_bytes;
+    RoleEstimate coordinator =
+        Role("coordinator", 1, 0,
+             4 * stage.payload_bytes - 0.75e6 * cluster_.process_mb);
     coordinator.sent_bytes = stage.payload_bytes * ranks_;
     coordinator.busy_s = 1e-3 * cluster_.commit_ms;
     stage.roles.push_back(coordinator);
@@ -189,6 +221,9 @@ class Estimator {
         Role("actor", config_.roles().actors(), serves ? 2 * weights_ : 0, 0));
     stage.roles.push_back(Role("reward", config_.roles().rewards(),
                                serves ? 2 * weights_ : 0, 0));
+    if (cluster_.role_private.contains("run")) {
+      stage.roles.push_back(Role("run", 1, 0, 0));
+    }
   }
   RoleEstimate& Find(StageEstimate& stage, const char* name) const {
     return *std::find_if(
@@ -197,20 +232,23 @@ class Estimator {
   }
 
   StageEstimate Stage(const std::string& name) const {
-    if (name == "pretrain") return Text(name, config_.pretrain());
-    if (name == "sft") return Text(name, config_.sft());
     if (name == "collect" || name == "eval") return Collect(name);
     if (name == "ppo") return Ppo();
-    return Preference(name);
+    return Supervised(name);
   }
 
-  StageEstimate Text(const std::string& name, const v1::LmSettings& lm) const {
-    const double rows = static_cast<double>(lm.batch()) / ranks_;
-    const double length = static_cast<double>(lm.sequence_length());
-    return Supervised(name, lm.steps(), rows, length, rows * length);
-  }
-
-  StageEstimate Preference(const std::string& name) const {
+  // Measured, else what the configuration allows at most.
+  StageSizes SizesOf(const std::string& name) const {
+    if (const auto found = sizes_.stages.find(name);
+        found != sizes_.stages.end()) {
+      return found->second;
+    }
+    if (name == "pretrain" || name == "sft") {
+      const v1::LmSettings& lm =
+          name == "sft" ? config_.sft() : config_.pretrain();
+      const double length = static_cast<double>(lm.sequence_length());
+      return {static_cast<double>(lm.batch()), length, length, lm.steps(), 0};
+    }
     // Sequences: a prompt with each of its answers.
     const double answers = std::max(2, config_.collect().samples_per_prompt());
     const double batch =
@@ -218,25 +256,22 @@ class Estimator {
         : name == "dpo" ? static_cast<double>(config_.dpo().batch())
         : name == "kto" ? static_cast<double>(config_.kto().batch())
                         : static_cast<double>(config_.rft().batch());
-    const double rows = (name == "rft" ? batch : batch * answers) / ranks_;
-    const double length = sizes_.prompt_tokens + sizes_.answer_tokens;
-    const bool scalar = name == "rm";
-    return Supervised(name, name == "rm" ? sizes_.rm_steps : 0, rows, length,
-                      scalar ? 0 : rows * sizes_.answer_tokens);
+    return {name == "rft" ? batch : batch * answers,
+            sizes_.prompt_tokens + sizes_.answer_tokens, sizes_.answer_tokens,
+            0, 0};
   }
 
-  StageEstimate Supervised(const std::string& name, int64_t steps, double rows,
-                           double length, double heads) const {
+  StageEstimate Supervised(const std::string& name) const {
     StageEstimate stage;
     stage.stage = name;
-    stage.steps = steps;
+    const StageSizes s = SizesOf(name);
+    stage.steps = s.steps;
     stage.checkpoint_bytes = 3 * weights_;
-    const double train =
-        TrainSeconds(rows * length, length, heads) * Slowdown(ranks_) +
-        UpdateSeconds() * Slowdown(ranks_);
-    const double shard = 1 / (shards_ / ranks_);  // of a rank's rows at a time
+    const double train = LearnerSeconds(name);
+    const double shard = s.rows / shards_;  // rows at a time
     AddRoles(stage,
-             ActivationBytes(sizes_, rows * length * shard, heads * shard),
+             ActivationBytes(sizes_, shard * s.tokens,
+                             name == "rm" ? 0 : shard * s.targets),
              kTrainedCopies * weights_ + weights_, /*serves=*/false);
     Find(stage, "learner").busy_s = train;
     stage.step_s = train + 1e-3 * cluster_.commit_ms;
@@ -250,23 +285,27 @@ class Estimator {
     double wall_s = 0;
     double payload_bytes = 0;
   };
-  Rollout RolloutOf(double prompts, double samples, double unit_prompts,
-                    bool scored) const {
+  Rollout RolloutOf(const std::string& stage, double prompts, double samples,
+                    double unit_prompts, bool scored) const {
     Rollout r;
     const double units = std::ceil(prompts / unit_prompts);
     const double rows = std::min(unit_prompts, prompts) * samples;
     const double length = sizes_.prompt_tokens + sizes_.answer_tokens;
     const double actors = std::max(1, config_.roles().actors());
     const double rewards = std::max(1, config_.roles().rewards());
-    const double generate = Seconds(ForwardFlops(sizes_, rows * length, length,
-                                                 rows * sizes_.answer_tokens),
-                                    cluster_.decode_gflop_s) +
-                            1e-3 * cluster_.unit_ms;
-    // The reward model's pass and the reference's.
-    const double score = scored ? ScoreSeconds(rows * length, length, 0) +
-                                      ScoreSeconds(rows * length, length,
-                                                   rows * sizes_.answer_tokens)
-                                : 0;
+    const double heads = rows * sizes_.answer_tokens;
+    const double trunk = ForwardFlops(sizes_, rows * length, length, 0);
+    const double full = ForwardFlops(sizes_, rows * length, length, heads);
+    const double generate =
+        Seconds(full, RateOf(cluster_.stage_decode_gflop_s, stage,
+                             cluster_.decode_gflop_s)) +
+        1e-3 * cluster_.unit_ms;
+    // The reference's pass, and the reward model's.
+    const double passes = full + (config_.reward().kind() == "rm" ? trunk : 0);
+    const double score =
+        scored ? Seconds(passes, RateOf(cluster_.stage_score_gflop_s, stage,
+                                        cluster_.score_gflop_s))
+               : 0;
     r.generate_s = std::ceil(units / actors) * generate;
     r.score_s = units / rewards * score;
     // Generation and scoring overlap but for the last unit; together they
@@ -285,9 +324,13 @@ class Estimator {
 
   StageEstimate Collect(const std::string& name) const {
     const bool collect = name == "collect";
-    const double prompts =
+    double prompts =
         static_cast<double>(collect ? config_.collect().max_prompts()
                                     : config_.eval().max_prompts());
+    if (const auto found = sizes_.stages.find(name);
+        found != sizes_.stages.end()) {
+      prompts = found->second.prompts;
+    }
     const double samples = collect ? config_.collect().samples_per_prompt()
                                    : config_.eval().best_of();
     const double unit = collect ? config_.collect().unit_prompts()
@@ -297,7 +340,7 @@ class Estimator {
     stage.steps = prompts > 0 ? 1 : 0;
     // Without a number of prompts: of one unit per actor.
     const Rollout r =
-        RolloutOf(prompts > 0 ? prompts : unit * config_.roles().actors(),
+        RolloutOf(name, prompts > 0 ? prompts : unit * config_.roles().actors(),
                   samples, unit, !collect);
     stage.payload_bytes = r.payload_bytes;
     stage.broadcast_bytes = weights_ * config_.roles().actors();
@@ -309,6 +352,33 @@ class Estimator {
     return stage;
   }
 
+  Work PpoWork() const {
+    const v1::PpoSettings& ppo = config_.ppo();
+    const double rows = static_cast<double>(ppo.prompts_per_step()) *
+                        ppo.samples_per_prompt() / ranks_;
+    const double length = sizes_.prompt_tokens + sizes_.answer_tokens;
+    const double policy = ForwardFlops(sizes_, rows * length, length,
+                                       rows * sizes_.answer_tokens);
+    const double critic = ppo.estimator() == "gae"
+                              ? ForwardFlops(sizes_, rows * length, length, 0)
+                              : 0;
+    const double epochs = ppo.epochs();
+    const double updates = epochs * ppo.minibatches();
+    Work work;
+    work.flops = (ppo.prox() == "recompute" ? policy : 0) + critic +
+                 epochs * 3 * (policy + critic);
+    if (ppo.ptx().coef() > 0) {
+      const double text = static_cast<double>(ppo.ptx().batch()) / ranks_;
+      const double text_length =
+          static_cast<double>(ppo.ptx().sequence_length());
+      work.flops += updates * 3 *
+                    ForwardFlops(sizes_, text * text_length, text_length,
+                                 text * text_length);
+    }
+    work.updates = updates * (critic > 0 ? 2 : 1);
+    return work;
+  }
+
   StageEstimate Ppo() const {
     const v1::PpoSettings& ppo = config_.ppo();
     StageEstimate stage;
@@ -316,35 +386,15 @@ class Estimator {
     stage.steps = ppo.steps();
     const double samples = ppo.samples_per_prompt();
     const double prompts = ppo.prompts_per_step();
-    const Rollout r =
-        RolloutOf(prompts, samples, ppo.unit_prompts(), /*scored=*/true);
+    const Rollout r = RolloutOf("ppo", prompts, samples, ppo.unit_prompts(),
+                                /*scored=*/true);
     stage.payload_bytes = r.payload_bytes;
     stage.broadcast_bytes = weights_ * config_.roles().actors();
     stage.checkpoint_bytes = (ppo.estimator() == "gae" ? 6 : 3) * weights_;
     const double rows = prompts * samples / ranks_;
     const double length = sizes_.prompt_tokens + sizes_.answer_tokens;
-    const double heads = rows * sizes_.answer_tokens;
     const bool critic = ppo.estimator() == "gae";
-    const double epochs = ppo.epochs();
-    double train = 0;
-    if (ppo.prox() == "recompute") {
-      train += ScoreSeconds(rows * length, length, heads);
-    }
-    train += epochs * TrainSeconds(rows * length, length, heads);
-    if (critic) {
-      train += ScoreSeconds(rows * length, length, 0) +
-               epochs * TrainSeconds(rows * length, length, 0);
-    }
-    const double updates = epochs * ppo.minibatches();
-    if (ppo.ptx().coef() > 0) {
-      const double text = static_cast<double>(ppo.ptx().batch()) / ranks_;
-      const double text_length =
-          static_cast<double>(ppo.ptx().sequence_length());
-      train += updates * TrainSeconds(text * text_length, text_length,
-                                      text * text_length);
-    }
-    train += updates * UpdateSeconds() * (critic ? 2 : 1);
-    train *= Slowdown(ranks_);
+    const double train = LearnerSeconds("ppo");
     const double publish = 1e-3 * cluster_.commit_ms +
                            Wire(stage.broadcast_bytes) +
                            Wire(stage.payload_bytes * ranks_);
@@ -384,6 +434,17 @@ double ForwardFlops(const RunSizes& s, double tokens, double length,
   const double attention =
       4.0 * length * static_cast<double>(s.hidden * s.layers);
   return tokens * (2 * trunk + attention) + heads * 2 * table;
+}
+
+double TrainRate(const v1::RunConfig& config, const RunSizes& sizes,
+                 const ClusterSpec& cluster, const std::string& name,
+                 double step_s) {
+  const Estimator estimator(config, sizes, cluster);
+  const Estimator::Work work = estimator.LearnerWork(name);
+  // Where the updates seem to take all of it, noise does: leave a fifth.
+  const double compute =
+      std::max(0.2 * step_s, step_s - work.updates * estimator.UpdateSeconds());
+  return work.flops / (1e9 * estimator.Threads() * std::max(1e-9, compute));
 }
 
 absl::StatusOr<ClusterSpec> ParseClusterSpec(const std::string& yaml,

@@ -18,6 +18,7 @@
 #include "cli/run_directory.h"
 #include "cli/status_watch.h"
 #include "cli/supervisor.h"
+#include "cli/usage_log.h"
 #include "lib/base/fs.h"
 #include "lib/config/config.h"
 #include "lib/rpc/operator_client.h"
@@ -259,6 +260,7 @@ int Supervise(const Launch& launch, Supervisor& supervisor,
   // In a thread of its own: a coordinator that stands still must not keep this
   // one from its children.
   StatusWatch watch(launch.run_dir, kLookEvery);
+  UsageLog usage([](pid_t pid) { return UsageOf(pid); });
   MonoTime shown;
   while (true) {
     if (ShutdownRequested()) {
@@ -268,8 +270,12 @@ int Supervise(const Launch& launch, Supervisor& supervisor,
                              launch.run_dir));
       return kExitRetryable;
     }
+    usage.Look(supervisor.Pids(), Clock::Real().Now());
     if (std::optional<int> code = supervisor.Poll()) {
       view.End();
+      // Only `cox plan --compare` reads it.
+      static_cast<void>(WriteFileDurably(
+          Fs::Real(), JoinPath(launch.run_dir, "usage.json"), usage.Json()));
       return Finish(supervisor, launch, *code);
     }
     const StatusWatch::View seen = watch.Now();

@@ -44,6 +44,7 @@ ProcessUsage UsageOf(pid_t pid, bool with_pss) {
   rest >> user >> system;
   usage.cpu_s = (user + system) / static_cast<double>(sysconf(_SC_CLK_TCK));
   usage.rss_bytes = Kilobytes(proc + "/status", "VmRSS:");
+  usage.private_bytes = Kilobytes(proc + "/status", "RssAnon:");
   if (with_pss) {
     usage.pss_bytes = Kilobytes(proc + "/smaps_rollup", "Pss:");
   }

@@ -10,8 +10,9 @@
 namespace cox {
 
 struct ProcessUsage {
-  double cpu_s = 0;       // of all its threads since it started
-  int64_t rss_bytes = 0;  // resident now
+  double cpu_s = 0;           // of all its threads since it started
+  int64_t rss_bytes = 0;      // resident now
+  int64_t private_bytes = 0;  // of rss_bytes, what belongs to no file
   int64_t pss_bytes = 0;  // the same, shared pages divided among their users
 };
 

@@ -33,8 +33,7 @@ ClusterSpec Cluster() {
   c.update_mparams_s = 0.001;  // 1 s for all parameters
   c.commit_ms = 500;
   c.unit_ms = 0;
-  c.process_mb = 90;
-  c.service_mb = 10;
+  c.process_mb = 100;
   c.shared_mb = 50;
   return c;
 }
@@ -110,7 +109,7 @@ TEST(PlanModelTest, PpoStage) {
   // A unit: 2 rows x 10 tokens, attention over 10, 8 heads.
   const double trunk = 20 * (1600 + 4 * 10 * 20);
   const double generate = (trunk + 8 * 400) / 100;  // decode: 100 FLOP/s
-  const double score = (trunk + trunk + 8 * 400) / 1000;
+  const double score = (trunk + 8 * 400) / 1000;    // no reward model
   const double rollout = 2 * generate + score;  // two rounds, the last scored
   // 80 tokens, 32 heads: proximal, values, two epochs of both.
   const double both = 80 * (1600 + 800);
@@ -128,6 +127,66 @@ TEST(PlanModelTest, PpoStage) {
       EstimateRun(Config(PpoYaml("fixed_lag")), Sizes(), Cluster());
   EXPECT_NEAR(lagged.stages[0].step_s, std::max(rollout, train) + publish,
               1e-6);
+}
+
+TEST(PlanModelTest, MeasuredLengthsReplaceTheBounds) {
+  const auto config = Config(
+      "stages: [sft]\nroles: {learners: 1}\n"
+      "sft: {train: [t.txt], steps: 7, batch: 4, sequence_length: 5}\n");
+  RunSizes sizes = Sizes();
+  sizes.stages["sft"] = {4, 3, 2, 9, 0};
+  const StageEstimate stage =
+      EstimateRun(config, sizes, Cluster()).stages.front();
+  EXPECT_EQ(stage.steps, 9);
+  // 4 rows of 3 tokens, attention over 3, 8 heads.
+  const double flops = 3 * (12 * (1600 + 4 * 3 * 20) + 8 * 400);
+  EXPECT_NEAR(stage.step_s, flops / 1000 + 1 + 0.5, 1e-9);
+}
+
+TEST(PlanModelTest, ARateGivesBackTheStepItCameFrom) {
+  for (const std::string kind : {"sft", "rm", "ppo"}) {
+    const auto config = Config(
+        "stages: [" + kind +
+        "]\nroles: {learners: 2}\nmodel: {init: m}\n"
+        "sft: {train: [t.txt], batch: 4, sequence_length: 5}\n"
+        "rm: {comparisons: [c.jsonl], batch: 2}\n"
+        "reward: {kind: lexicon, lexicon: l.tsv}\n"
+        "ppo: {prompts: [p.jsonl], prompts_per_step: 8, unit_prompts: 2, "
+        "epochs: 2, minibatches: 1}\n");
+    ClusterSpec cluster = Cluster();
+    cluster.stage_train_gflop_s[kind] =
+        TrainRate(config, Sizes(), cluster, kind, /*step_s=*/100);
+    const StageEstimate stage =
+        EstimateRun(config, Sizes(), cluster).stages.front();
+    EXPECT_NEAR(stage.roles[1].busy_s, 100, 1e-6) << kind;
+  }
+}
+
+TEST(PlanModelTest, AnUpdateThatTakesAllLeavesAFifth) {
+  const auto config = Config(
+      "stages: [sft]\nroles: {learners: 1}\n"
+      "sft: {train: [t.txt], batch: 1, sequence_length: 5}\n");
+  const double rate = TrainRate(config, Sizes(), Cluster(), "sft", 0.5);
+  // 5 tokens and heads in 0.1 s.
+  EXPECT_NEAR(rate * 1e9, 3 * (5 * (1600 + 400) + 5 * 400) / 0.1, 1);
+}
+
+TEST(PlanModelTest, MeasuredMemoryReplacesTheArithmetic) {
+  const auto config = Config(
+      "stages: [pretrain]\nroles: {actors: 2, rewards: 1, learners: 3}\n"
+      "numerics: {shards: 4}\n"
+      "pretrain: {train: [t.txt], batch: 4, sequence_length: 5}\n");
+  ClusterSpec cluster = Cluster();
+  cluster.role_private = {{"learner-0", 300e6}, {"learner", 200e6},
+                          {"actor", 50e6},      {"reward", 40e6},
+                          {"coordinator", 7e6}, {"run", 3e6}};
+  cluster.role_program = {{"learner", 5e6}, {"actor", 1e6}};
+  const RunEstimate run = EstimateRun(config, Sizes(), cluster);
+  const RoleEstimate& learner = run.stages[0].roles[1];
+  EXPECT_DOUBLE_EQ(learner.memory_bytes, 300e6);
+  EXPECT_DOUBLE_EQ(learner.all_memory_bytes, 700e6);
+  EXPECT_DOUBLE_EQ(run.memory_bytes,
+                   700e6 + 100e6 + 40e6 + 7e6 + 3e6 + 50e6 + 6e6);
 }
 
 TEST(PlanModelTest, SaysWhatDoesNotFit) {
