@@ -2,11 +2,13 @@
 """Makes an image's file system and an OCI layout of it, without a daemon.
 
 build.py coordinator|cpu|gpu --bin DIR --out DIR [--no-oci] [--mirror URL]
-         [--libtorch DIR]
+         [--libtorch DIR] [--cuda DIR]
 
 OUT/rootfs: Debian packages (mmdebstrap, unpacked only, no shell), the
 binaries of DIR in /usr/local/bin, and in /opt/coxswain/lib every shared library
-that they need and Debian's packages do not bring.
+that they need and Debian's packages do not bring. gpu: CUDA's libraries too,
+from --cuda (a folder with nvidia/ of the wheels in images/cuda.txt), or fetched
+by pip into OUT/cuda; of the driver nothing, which is the node's.
 OUT/oci: the same as an OCI image layout of one layer. Equal inputs give equal
 bytes.
 """
@@ -14,7 +16,6 @@ bytes.
 import argparse
 import gzip
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -35,6 +36,7 @@ BINARIES = {
             "cox-rates", "cox-bench", "cox-bench-collective"],
 }
 BINARIES["gpu"] = BINARIES["cpu"]
+DRIVER = ("libcuda.so.", "libnvidia-")
 NAMES = {"coordinator": "coxswain-coordinator", "cpu": "coxswain",
          "gpu": "coxswain-gpu"}
 
@@ -112,17 +114,62 @@ def add_binaries(root, kind, bin_dir):
             (libraries / library).chmod(0o644)
 
 
-def add_cuda(root, libtorch):
-    """Libraries that LibTorch opens by name while it runs."""
+def fetch_cuda(out):
+    """Installs the wheels of images/cuda.txt, checked by hash, once."""
+    lock = pathlib.Path(__file__).resolve().parent / "cuda.txt"
+    folder = out / "cuda"
+    if not (folder / "nvidia").is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+        run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps",
+            "--no-compile", "--require-hashes", "--only-binary=:all:",
+            "--target", str(folder) + ".new", "-r", str(lock))
+        os.rename(str(folder) + ".new", folder)
+    return folder
+
+
+def needs_of(library):
+    return set(re.findall(r"\(NEEDED\).*\[(.+)\]",
+                          run("readelf", "-d", str(library))))
+
+
+def check_cuda(root, folder):
+    """Everything that LibTorch's CUDA half and the plugin need is there."""
+    plugin = root / "usr/local/lib/libcox_gpu.so"
+    queue = [folder / "libtorch_cuda.so", folder / "libtorch_cuda_linalg.so",
+             plugin]
+    seen, missing = set(), {}
+    while queue:
+        library = queue.pop()
+        for name in needs_of(library) - seen:
+            seen.add(name)
+            if (folder / name).exists():
+                queue.append(folder / name)
+            elif not name.startswith(DRIVER) and not image_has(root, name):
+                missing[name] = library.name
+    if missing:
+        raise Failed("the image lacks " + ", ".join(
+            f"{name} (for {user})" for name, user in sorted(missing.items())))
+
+
+def add_cuda(root, libtorch, cuda, bin_dir):
+    """LibTorch's CUDA half and what it loads by name while it runs."""
     target = root / LIBRARIES.lstrip("/")
     if libtorch is None or not (libtorch / "torch/lib").is_dir():
         raise Failed("--libtorch: the folder with torch/ and nvidia/ that the "
                      "binaries were linked with is needed for gpu")
     found = list((libtorch / "torch/lib").glob("*.so*"))
-    found += (libtorch / "nvidia").rglob("*.so*")
+    found += sorted((libtorch / "nvidia").rglob("*.so*"))
+    found += sorted((cuda / "nvidia").rglob("*.so*"))
     for path in found:
-        if "python" not in path.name and not (target / path.name).exists():
+        if (path.is_file() and "python" not in path.name
+                and not (target / path.name).exists()):
             shutil.copyfile(path, target / path.name)
+    plugin = bin_dir.parent / "lib/libcox_gpu.so"
+    if not plugin.exists():
+        raise Failed(f"{plugin}: not built (tools/setup.sh --gpu fetches nvcc)")
+    (root / "usr/local/lib").mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(plugin, root / "usr/local/lib/libcox_gpu.so")
+    check_cuda(root, target)
 
 
 def add_user(root):
@@ -160,22 +207,44 @@ def configuration(kind, diff_id):
     }
 
 
-def layer_of(root):
-    """A tar of `root`: sorted, owned by root, of no time."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(root.rglob("*")):
-            info = tar.gettarinfo(str(path), str(path.relative_to(root)))
-            if info is None:  # a socket
-                continue
-            info.uid = info.gid = info.mtime = 0
-            info.uname = info.gname = ""
-            if info.isreg():
-                with open(path, "rb") as file:
-                    tar.addfile(info, file)
-            else:
-                tar.addfile(info)
-    return buffer.getvalue()
+class Hashed:
+    """A file that is written once, with the SHA-256 and size of its bytes."""
+
+    def __init__(self, file):
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data):
+        self.sha256.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self):
+        self.file.flush()
+
+
+def write_layer(root, path):
+    """A packed tar of `root`: sorted, owned by root, of no time. Returns what
+    was written and what went in, for the tar may not fit into memory."""
+    with open(path, "wb") as file:
+        packed = Hashed(file)
+        with gzip.GzipFile(filename="", fileobj=packed, mode="wb",
+                           compresslevel=6, mtime=0) as pack:
+            plain = Hashed(pack)
+            with tarfile.open(fileobj=plain, mode="w|",
+                              format=tarfile.PAX_FORMAT) as tar:
+                for entry in sorted(root.rglob("*")):
+                    info = tar.gettarinfo(str(entry),
+                                          str(entry.relative_to(root)))
+                    if info is None:  # a socket
+                        continue
+                    info.uid = info.gid = info.mtime = 0
+                    info.uname = info.gname = ""
+                    if info.isreg():
+                        with open(entry, "rb") as data:
+                            tar.addfile(info, data)
+                    else:
+                        tar.addfile(info)
+    return packed, plain
 
 
 def write_oci(root, kind, out):
@@ -192,12 +261,12 @@ def write_oci(root, kind, out):
         return json.dumps(value, sort_keys=True,
                           separators=(",", ":")).encode()
 
-    layer = layer_of(root)
-    compressed = gzip.compress(layer, compresslevel=6, mtime=0)
-    layer_entry = put(compressed,
-                      "application/vnd.oci.image.layer.v1.tar+gzip")
-    config = configuration(kind,
-                           "sha256:" + hashlib.sha256(layer).hexdigest())
+    packed, plain = write_layer(root, out / "layer")
+    os.rename(out / "layer", blobs / packed.sha256.hexdigest())
+    layer_entry = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+                   "digest": "sha256:" + packed.sha256.hexdigest(),
+                   "size": packed.size}
+    config = configuration(kind, "sha256:" + plain.sha256.hexdigest())
     config_entry = put(dump(config),
                        "application/vnd.oci.image.config.v1+json")
     manifest = put(
@@ -209,7 +278,7 @@ def write_oci(root, kind, out):
     (out / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
     (out / "index.json").write_bytes(
         dump({"schemaVersion": 2, "manifests": [manifest]}))
-    return len(layer), len(compressed)
+    return packed.size
 
 
 def main():
@@ -220,6 +289,7 @@ def main():
     parser.add_argument("--bin", type=pathlib.Path, required=True)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--libtorch", type=pathlib.Path, default=None)
+    parser.add_argument("--cuda", type=pathlib.Path, default=None)
     parser.add_argument("--mirror", default="")
     parser.add_argument("--no-oci", action="store_true")
     arguments = parser.parse_args()
@@ -232,13 +302,14 @@ def main():
         unpack_packages(root, arguments.mirror)
         add_binaries(root, arguments.kind, arguments.bin)
         if arguments.kind == "gpu":
-            add_cuda(root, arguments.libtorch)
+            add_cuda(root, arguments.libtorch, arguments.cuda or fetch_cuda(out),
+                     arguments.bin)
         add_user(root)
         size = sum(p.lstat().st_size for p in root.rglob("*")
                    if p.is_file() and not p.is_symlink())
         print(f"{root}: {size / 1e6:.0f} MB")
         if not arguments.no_oci:
-            _, packed = write_oci(root, arguments.kind, out / "oci")
+            packed = write_oci(root, arguments.kind, out / "oci")
             print(f"{out / 'oci'}: {packed / 1e6:.0f} MB compressed")
     except Failed as failed:
         print(f"build.py: {failed}", file=sys.stderr)

@@ -1,8 +1,9 @@
 # The coordinator and the command line, without LibTorch. See images/README.md.
-FROM debian:bookworm AS build
+ARG BASE=debian:bookworm
+FROM ${BASE} AS build
 WORKDIR /src
 COPY . .
-RUN tools/setup.sh && apt-get install -y --no-install-recommends mmdebstrap python3
+RUN tools/setup.sh
 RUN cmake --preset image -DCOX_WITH_TORCH=OFF && cmake --build build/image --target cox cox-coordinator
 # The file system is made by the same script that needs no container daemon.
 RUN images/build.py coordinator --bin build/image/bin --out /out --no-oci

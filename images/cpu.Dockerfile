@@ -1,8 +1,9 @@
 # All roles, for CPUs. See images/README.md.
-FROM debian:bookworm AS build
+ARG BASE=debian:bookworm
+FROM ${BASE} AS build
 WORKDIR /src
 COPY . .
-RUN tools/setup.sh && apt-get install -y --no-install-recommends mmdebstrap python3
+RUN tools/setup.sh
 RUN cmake --preset image -DCOX_WITH_TORCH=ON && cmake --build build/image
 # The file system is made by the same script that needs no container daemon.
 RUN images/build.py cpu --bin build/image/bin --out /out --no-oci

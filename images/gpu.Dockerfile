@@ -1,12 +1,13 @@
 # All roles, with CUDA; the driver is the node's. See images/README.md.
-FROM debian:bookworm AS build
+ARG BASE=debian:bookworm
+FROM ${BASE} AS build
 WORKDIR /src
 COPY . .
-RUN tools/setup.sh && apt-get install -y --no-install-recommends mmdebstrap python3
+RUN tools/setup.sh --gpu
 RUN cmake --preset image -DCOX_WITH_TORCH=ON && cmake --build build/image
 # The file system is made by the same script that needs no container daemon.
 RUN images/build.py gpu --bin build/image/bin --out /out --no-oci \
-    --libtorch "$(echo ~/.cache/coxswain/libtorch-*)"
+    --libtorch ~/.cache/coxswain/libtorch
 
 FROM scratch
 COPY --from=build /out/rootfs /

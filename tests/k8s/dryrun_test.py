@@ -113,6 +113,8 @@ def check(server, root, cox, scratch):
     # `cox k8s check` asks the same server, for the job inside too.
     for name, text, want in (
             ("accepts", texts["rendered"], 0),
+            ("accepts before the first launch, without a namespace",
+             texts["rendered"].replace("cox-sentiment", "cox-first"), 0),
             ("refuses", texts["rendered"].replace(
                 "backoffLimit: 0", "backoffLimit: -1"), 1)):
         done = subprocess.run([f"{server.state}/in", cox, "k8s", "check", "-"],

@@ -15,7 +15,8 @@ def stage_binaries(bin_dir, target):
     """Copies what pods run to where any user may read it."""
     os.makedirs(f"{target}/bin")
     os.makedirs(f"{target}/lib")
-    for name in ("cox", "cox-group-check", *(f"cox-{r}" for r in ROLES)):
+    for name in ("cox", "cox-group-check", "cox-replay",
+                 *(f"cox-{r}" for r in ROLES)):
         if not os.path.exists(f"{bin_dir}/{name}"):
             continue
         subprocess.run(["strip", "-o", f"{target}/bin/{name}",

@@ -8,7 +8,8 @@ Two nodes with real kubelets run the build's own binaries as pods: the overlay
 `local` with the certificates of `cox certs init`, two learners on two nodes,
 two actors, one reward replica. Each run must end by itself with the weights of
 `cox run` on this machine, bit by bit; then the same with each fault. Needs
-root, about 2 GB of memory, five minutes and what prepare.sh builds. Exit code
+root, about 2 GB of memory, five minutes and what prepare.sh builds. exit-2,
+exit-43 and damaged-record are other runs: they must fail at once. Exit code
 0 = all equal, 1 = not, 77 = this machine cannot.
 """
 import argparse
@@ -22,18 +23,24 @@ import sys
 import time
 
 import manifests
+import testbed_exits
 import testbed_faults
 from testbed_cluster import (Cluster, TESTBED, stage_binaries, wait_until)
 
 RUN_LIMIT_S = 900
 
 
-def run_yaml(prefix_data, checkpoints, steps):
+def run_yaml(prefix_data, checkpoints, steps, changes=()):
+    """The recipe; `changes` are pairs of a text in it and another one."""
     with open(f"{TESTBED}/run.yaml", encoding="utf-8") as file:
         text = file.read()
-    return (text.replace("/data/", prefix_data + "/")
-            .replace("steps: 400", f"steps: {steps}")
-            .replace("dir: /checkpoints", f"dir: {checkpoints}"))
+    for old, new in (("/data/", prefix_data + "/"),
+                     ("steps: 400", f"steps: {steps}"),
+                     ("dir: /checkpoints", f"dir: {checkpoints}"), *changes):
+        if old not in text:
+            raise SystemExit(f"{TESTBED}/run.yaml: no '{old}' to change")
+        text = text.replace(old, new)
+    return text
 
 
 def fingerprint(checkpoints, ledger):
@@ -127,7 +134,12 @@ class ClusterRun:
         return "\n".join(out)
 
 
-def make_tree(cox, scratch, volumes, steps):
+def write_run(tree, steps, changes=()):
+    with open(f"{tree}/base/run.yaml", "w", encoding="utf-8") as file:
+        file.write(run_yaml("/data", "/checkpoints", steps, changes))
+
+
+def make_tree(cox, scratch, volumes, steps, changes=()):
     """k8s/ with the testbed's overlay, run, certificates and volumes."""
     tree = f"{scratch}/k8s"
     shutil.copytree(f"{manifests.SOURCE}/k8s", tree)
@@ -135,8 +147,7 @@ def make_tree(cox, scratch, volumes, steps):
     manifests.output(cox, "certs", "init", f"{tree}/overlays/local/certs",
                      "--run", "sentiment", "--namespace", "cox",
                      "--dns", "coordinator.cox.svc")
-    with open(f"{tree}/base/run.yaml", "w", encoding="utf-8") as file:
-        file.write(run_yaml("/data", "/checkpoints", steps))
+    write_run(tree, steps, changes)
     path = f"{tree}/overlays/local/volumes.yaml"
     with open(path, encoding="utf-8") as file:
         text = file.read()
@@ -146,13 +157,13 @@ def make_tree(cox, scratch, volumes, steps):
     return tree
 
 
-def on_this_machine(cox, scratch, steps):
+def on_this_machine(cox, scratch, steps, changes=()):
     """Fingerprint of `cox run`, and its seconds."""
     folder = f"{scratch}/alone"
     os.makedirs(folder)
     with open(f"{folder}/run.yaml", "w", encoding="utf-8") as file:
         file.write(run_yaml(os.path.join(manifests.SOURCE, "examples/data"),
-                            f"{folder}/checkpoints", steps))
+                            f"{folder}/checkpoints", steps, changes))
     started = time.monotonic()
     done = subprocess.run([cox, "run", f"{folder}/run.yaml",
                            f"run_dir={folder}/run", "--quiet"],
@@ -205,11 +216,22 @@ def one(cluster, tree, volumes, want, faults):
     return row
 
 
+def refused(cluster, tree, volumes, steps, name):
+    """A row of the table: a run that must fail for good."""
+    write_run(tree, steps, testbed_exits.EXITS[name][0])
+    run = ClusterRun(cluster, tree, volumes)
+    row = testbed_exits.provoke(name, cluster, run)
+    run.clear()
+    write_run(tree, steps)
+    return row
+
+
 def print_row(row):
     cell = lambda key: str(row.get(key, "-"))
     print(f"{row['fault']:<18} {cell('pods_s'):>7} {cell('step_s'):>7} "
           f"{cell('run_s'):>7} {cell('restarts'):>8} {cell('counted'):>7}  "
-          f"{'equal' if row['equal'] else 'DIFFERENT ' + cell('different')}",
+          f"{row.get('want', 'equal') if row['equal'] else ''}"
+          f"{'' if row['equal'] else 'DIFFERENT ' + cell('different')}",
           flush=True)
 
 
@@ -217,7 +239,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--faults", default="all", help="all, none, or of: " +
-                        ", ".join(testbed_faults.FAULTS))
+                        ", ".join([*testbed_faults.FAULTS,
+                                   *testbed_exits.EXITS]))
     parser.add_argument("--steps", type=int, default=400,
                         help="of ppo: fewer on a busy machine, more on a fast "
                         "one, so that faults strike in its middle")
@@ -228,11 +251,13 @@ def main():
     parser.add_argument("--dir", help="work here and keep it")
     parser.add_argument("--json", help="write the rows to this file")
     a = parser.parse_args()
-    faults = {"all": list(testbed_faults.FAULTS), "none": []}.get(
-        a.faults, a.faults.split(","))
-    for fault in faults:
-        if fault not in testbed_faults.FAULTS:
-            sys.exit(f"--faults: unknown '{fault}'")
+    known = [*testbed_faults.FAULTS, *testbed_exits.EXITS]
+    chosen = {"all": known, "none": []}.get(a.faults, a.faults.split(","))
+    for name in chosen:
+        if name not in known:
+            sys.exit(f"--faults: unknown '{name}'")
+    faults = [name for name in chosen if name in testbed_faults.FAULTS]
+    exits = [name for name in chosen if name in testbed_exits.EXITS]
     manifests.need_namespaces()
     root = manifests.prepare("all")
     # Not in /tmp: every pod has its own.
@@ -252,8 +277,13 @@ def main():
             print(f"{'fault':<18} {'pods s':>7} {'step s':>7} {'run s':>7} "
                   f"{'restarts':>8} {'counted':>7}  weights", flush=True)
             runs = [faults] if a.together else [[], *([x] for x in faults)]
+            if exits and not faults:
+                runs = []
             for struck in runs:
                 rows.append(one(cluster, tree, volumes, want, struck))
+                print_row(rows[-1])
+            for name in exits:
+                rows.append(refused(cluster, tree, volumes, a.steps, name))
                 print_row(rows[-1])
         if a.json:
             with open(a.json, "w", encoding="utf-8") as file:
