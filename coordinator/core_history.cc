@@ -27,12 +27,8 @@ void CoordinatorCore::ForgetHistory() {
   }
   // A restart resumes from one of the two newest checkpoints, a unit may be as
   // old as the staleness allows.
-  std::vector<int64_t> checkpoints;
-  for (const CheckpointRow& row : LatestCheckpoints(current_)) {
-    checkpoints.push_back(row.step);
-  }
   const int64_t end =
-      ForgottenEnd(checkpoints, committed(),
+      ForgottenEnd(StepsOf(LatestCheckpoints(current_)), committed(),
                    plan_.schedule().StepsKept(options_.history_steps));
   if (end <= ForgottenUpTo(current_)) {
     return;

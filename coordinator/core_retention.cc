@@ -38,10 +38,7 @@ bool CoordinatorCore::IsRetired(int32_t stage, int64_t step) const {
   if (step == 0) {
     return stage_done;  // in no batch, and no batch is frozen any more
   }
-  std::vector<int64_t> checkpoints;
-  for (const CheckpointRow& row : LatestCheckpoints(stage)) {
-    checkpoints.push_back(row.step);
-  }
+  std::vector<int64_t> checkpoints = StepsOf(LatestCheckpoints(stage));
   if (!options_.rules.keep_needed_payloads) {
     checkpoints.assign(2, INT64_MAX);
   }

@@ -52,6 +52,14 @@ std::vector<std::string> WhyKept(
   return why;
 }
 
+std::vector<int64_t> StepsOf(const std::vector<CheckpointRow>& rows) {
+  std::vector<int64_t> steps;
+  for (const CheckpointRow& row : rows) {
+    steps.push_back(row.step);
+  }
+  return steps;
+}
+
 int64_t RetiredUpTo(const RunPlan& plan, int32_t stage, bool stage_done,
                     const std::vector<int64_t>& checkpoints, int64_t committed,
                     int64_t keep_steps) {

@@ -46,6 +46,9 @@ struct PayloadRetention {
   int64_t steps = 0;
 };
 
+// Of each row, in the same order.
+std::vector<int64_t> StepsOf(const std::vector<CheckpointRow>& rows);
+
 // The last step of `stage` whose payloads no restart reads: training resumes
 // from the newest or the second newest checkpoint row. INT64_MAX: all, once a
 // stage without learner steps is done. `checkpoints`: steps of the stage's

@@ -8,50 +8,25 @@
 #include "gtest/gtest.h"
 #include "lib/base/fs.h"
 #include "lib/base/process.h"
-#include "tests/nccl/nccl_world.h"
-#include "tests/process/run_harness.h"
-#include "tests/testing/temp_dir.h"
+#include "tests/nccl/nccl_run_fixture.h"
 
 namespace cox {
 namespace {
 
-using ::cox::testing::TempDir;
 using ::testing::AllOf;
 using ::testing::AnyOf;
 using ::testing::HasSubstr;
 
-class NcclRunTest : public ::testing::Test {
+class NcclRunTest : public NcclRunFixture {
  protected:
-  void SetUp() override {
-    file_ = WriteTableTask(dir_.path());
-    setenv("COX_FAKE_MISUSE", Path("misuse").c_str(), 1);
-    UseFakes();
-  }
-  void TearDown() override {
-    for (const char* name : {"COX_FAKE_MISUSE", "COX_FAKE_NCCL", "COX_NCCL",
-                             "COX_CUDART", "COX_FAKE_CUDA_DEVICES"}) {
-      unsetenv(name);
-    }
-  }
-  std::string Path(const std::string& name) const { return dir_.Join(name); }
-  std::string Misuses() const {
-    return Fs::Real().ReadAll(Path("misuse")).value_or("");
-  }
   std::string LearnerLogs(const std::string& run) const {
-    std::string text;
-    for (const char* name : {"logs/learner-0.log", "logs/learner-1.log"}) {
-      text += Fs::Real().ReadAll(JoinPath(Path(run), name)).value_or("");
-    }
-    return text;
+    return Log(run, "learner-0") + Log(run, "learner-1");
   }
   RunResult Run(const std::string& name, std::vector<std::string> more) {
     std::vector<std::string> words = {"run", file_, "run_dir=" + Path(name)};
     words.insert(words.end(), more.begin(), more.end());
     return Cox(words, dir_.path());
   }
-
-  TempDir dir_;
-  std::string file_;
 };
 
 TEST_F(NcclRunTest, LeavesTheWeightsOfGlooAndSurvivesALostRank) {

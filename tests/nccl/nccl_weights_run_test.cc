@@ -6,36 +6,16 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "lib/base/fs.h"
-#include "tests/nccl/nccl_world.h"
-#include "tests/process/run_harness.h"
-#include "tests/testing/temp_dir.h"
+#include "tests/nccl/nccl_run_fixture.h"
 
 namespace cox {
 namespace {
 
-using ::cox::testing::TempDir;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
-class NcclWeightsRunTest : public ::testing::Test {
+class NcclWeightsRunTest : public NcclRunFixture {
  protected:
-  void SetUp() override {
-    file_ = WriteTableTask(dir_.path());
-    setenv("COX_FAKE_MISUSE", Path("misuse").c_str(), 1);
-    UseFakes();
-  }
-  void TearDown() override {
-    for (const char* name : {"COX_FAKE_MISUSE", "COX_FAKE_NCCL", "COX_NCCL",
-                             "COX_CUDART", "COX_FAILPOINT"}) {
-      unsetenv(name);
-    }
-  }
-  std::string Path(const std::string& name) const { return dir_.Join(name); }
-  std::string Log(const std::string& run, const std::string& role) const {
-    return Fs::Real()
-        .ReadAll(JoinPath(Path(run), "logs/" + role + ".log"))
-        .value_or("");
-  }
   std::string ActorLogs(const std::string& run) const {
     return Log(run, "actor-0") + Log(run, "actor-1");
   }
@@ -49,9 +29,6 @@ class NcclWeightsRunTest : public ::testing::Test {
     EXPECT_EQ(CommittedSteps(Path(a)), CommittedSteps(Path(b)));
     EXPECT_EQ(UnitHashes(Path(a)), UnitHashes(Path(b)));
   }
-
-  TempDir dir_;
-  std::string file_;
 };
 
 TEST_F(NcclWeightsRunTest, LeavesWhatARunOverGrpcLeavesWhateverHappens) {
@@ -89,7 +66,7 @@ TEST_F(NcclWeightsRunTest, LeavesWhatARunOverGrpcLeavesWhateverHappens) {
   EXPECT_FALSE(Fs::Real().Exists(Path("flip"))) << "nothing was flipped";
   ExpectTheSame("grpc", "flipped");
   EXPECT_THAT(ActorLogs("flipped"), HasSubstr("DATA_LOSS"));
-  EXPECT_EQ(Fs::Real().ReadAll(Path("misuse")).value_or(""), "");
+  EXPECT_EQ(Misuses(), "");
 }
 
 // Without a GPU: one line that says so, exit 2.
